@@ -1,0 +1,59 @@
+// Attention over keys that arrive piece by piece.
+#pragma once
+
+#include <memory>
+
+#include "keyfold/attention.hpp"
+
+namespace keyfold {
+
+/// The running state (m, l, o) of attention for a fixed q, fed with keys as they come.
+///
+/// Feeding the keys of one call in any number of pieces, cut anywhere, gives the same bits as that
+/// call: whole splits are folded as they complete, and the ragged end of what was fed (less than
+/// one split) is kept in a small buffer.
+///
+/// The memory of q, of the mask, of sinks and of kv_lens must outlive the state; the keys and
+/// values need to live only during update(). Where the formula needs the position of the queries
+/// (causal, window), options.q_offset must be set, as kv_len is not known yet. A mask's key axis is
+/// the absolute key position. options.lse is not used: finish() takes it.
+///
+/// One state is used by one thread at a time; different states are independent.
+class AttentionState {
+ public:
+  /// Begins for q [batch, num_heads, q_len, head_dim]. `first_key` is the absolute position of the
+  /// first key that will be fed; it must be a multiple of the kernel's split_len (see plan()).
+  /// Throws InvalidArgument or RunError.
+  explicit AttentionState(const TensorView& q, const AttentionOptions& options = {},
+                          std::int64_t first_key = 0);
+  ~AttentionState();
+  AttentionState(AttentionState&&) noexcept;
+  AttentionState& operator=(AttentionState&&) noexcept;
+
+  /// Folds the next keys: k [batch, num_kv_heads, n, head_dim], v [batch, num_kv_heads, n,
+  /// value_dim], n >= 0. The first update fixes num_kv_heads and value_dim and allocates float32
+  /// state for all rows, which must fit in max_scratch_bytes. On an error in the arguments the
+  /// state is unchanged; after a Cancelled or a failure it can only be destroyed.
+  void update(const TensorView& k, const TensorView& v);
+
+  /// Adds the keys that `other` has seen; other is left empty. q, its shape and the options that
+  /// define the formula must be the same and the keys disjoint. Exact up to float32 rounding: the
+  /// order of merging is not the order of one call, so the bits may differ from it. This state can
+  /// be fed further, from where it stood.
+  void merge(AttentionState&& other);
+
+  /// Writes out [batch, num_heads, q_len, value_dim] and, if given, lse [batch, num_heads, q_len,
+  /// 1], and leaves the state empty. On an error in the arguments nothing is written and the state
+  /// is unchanged.
+  Report finish(const MutableTensorView& out,
+                const std::optional<MutableTensorView>& lse = std::nullopt);
+
+  /// Absolute position of the next key: first_key plus the keys fed so far.
+  std::int64_t next_key() const noexcept;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace keyfold
