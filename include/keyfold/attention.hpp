@@ -46,9 +46,9 @@ struct Report {
 ///
 /// Source: online softmax (Milakov and Gimelshein 2018), FlashAttention (Dao et al. 2022), chunked
 /// keys merged by logsumexp (ml-explore/mlx#3307).
-Report scaled_dot_product_attention(const TensorView& q, const TensorView& k, const TensorView& v,
-                                    const MutableTensorView& out,
-                                    const AttentionOptions& options = {});
+KEYFOLD_API Report scaled_dot_product_attention(const TensorView& q, const TensorView& k,
+                                                const TensorView& v, const MutableTensorView& out,
+                                                const AttentionOptions& options = {});
 
 /// Merges two finished results over disjoint keys into the first:
 ///
@@ -61,7 +61,7 @@ Report scaled_dot_product_attention(const TensorView& q, const TensorView& k, co
 /// nothing. Throws InvalidArgument, with out_a and lse_a untouched.
 ///
 /// Source: merge_state of FlashInfer; Ye et al. 2024.
-void merge_state(const MutableTensorView& out_a, const MutableTensorView& lse_a,
-                 const TensorView& out_b, const TensorView& lse_b);
+KEYFOLD_API void merge_state(const MutableTensorView& out_a, const MutableTensorView& lse_a,
+                             const TensorView& out_b, const TensorView& lse_b);
 
 }  // namespace keyfold

@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "keyfold/export.h"
+
 namespace keyfold {
 
 /// The kind of an error; the C API returns the same numbers.
@@ -19,7 +21,7 @@ enum class ErrorCode : int {
 
 /// Common base of all errors, beside std::exception: `catch (const keyfold::Error&)` takes them
 /// all. It is no std::exception itself, so that each error has exactly one such base.
-class Error {
+class KEYFOLD_API Error {
  public:
   virtual ~Error() = default;
   /// The kind.
@@ -29,7 +31,7 @@ class Error {
 };
 
 /// A wrong argument: the message names it, what was expected and what came.
-class InvalidArgument : public std::invalid_argument, public Error {
+class KEYFOLD_API InvalidArgument : public std::invalid_argument, public Error {
  public:
   InvalidArgument(std::string argument, const std::string& message)
       : std::invalid_argument(argument + ": " + message), argument_(std::move(argument)) {}
@@ -43,7 +45,7 @@ class InvalidArgument : public std::invalid_argument, public Error {
 };
 
 /// A failure that is not the caller's: unsupported, out of memory, a lost device.
-class RunError : public std::runtime_error, public Error {
+class KEYFOLD_API RunError : public std::runtime_error, public Error {
  public:
   RunError(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
   ErrorCode code() const noexcept override { return code_; }
@@ -65,7 +67,7 @@ struct Progress {
 };
 
 /// The stop token was set. `out` and `lse` are as they were before the call.
-class Cancelled : public RunError {
+class KEYFOLD_API Cancelled : public RunError {
  public:
   Cancelled(const std::string& message, const Progress& where)
       : RunError(ErrorCode::kCancelled, message), where_(where) {}

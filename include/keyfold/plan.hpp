@@ -61,10 +61,10 @@ struct DeviceInfo {
 /// The plan of a call of this shape with these options; reads no tensor data but options.kv_lens.
 /// A paced plan's chunks are cut for the backend's estimated speed; the run adapts them.
 /// Throws what the call itself would throw for the shape and the options.
-Plan plan(const AttentionShape& shape, const AttentionOptions& options = {});
+KEYFOLD_API Plan plan(const AttentionShape& shape, const AttentionOptions& options = {});
 
 /// The devices that can run attention here, the default one first. Does not throw for an absent
 /// device; throws InvalidArgument for an environment value that is wrong.
-std::vector<DeviceInfo> devices();
+KEYFOLD_API std::vector<DeviceInfo> devices();
 
 }  // namespace keyfold

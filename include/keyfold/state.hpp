@@ -19,7 +19,7 @@ namespace keyfold {
 /// the absolute key position. options.lse is not used: finish() takes it.
 ///
 /// One state is used by one thread at a time; different states are independent.
-class AttentionState {
+class KEYFOLD_API AttentionState {
  public:
   /// Begins for q [batch, num_heads, q_len, head_dim]. `first_key` is the absolute position of the
   /// first key that will be fed; it must be a multiple of the kernel's split_len (see plan()).
