@@ -1,0 +1,80 @@
+// What a backend does for the core: say what it is, begin a run, run one chunk, finish.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/problem.hpp"
+
+namespace keyfold::core {
+
+/// The kernel that a backend would use for a problem.
+struct KernelInfo {
+  std::string name;  ///< instruction set, GPU architecture
+  std::int64_t split_len =
+      0;  ///< keys per split: a constant of backend, dtype, head_dim and prefill or decode
+  std::int64_t row_align = 1;  ///< row cuts inside a chunk are multiples of this many rows
+  int max_in_flight = 2;  ///< submissions to keep queued; 1 where submit() does the work itself
+  double first_dispatch_flops =
+      0;  ///< work of the first dispatch: milliseconds on a slow device of the kind
+  double flops_per_second = 0;  ///< rough speed; only plan() uses it
+};
+
+/// The rows whose state is in scratch together: groups [group_begin, group_end) x rows [row_begin,
+/// row_end).
+struct Block {
+  std::int64_t group_begin = 0, group_end = 0;
+  std::int64_t row_begin = 0, row_end = 0;
+};
+
+/// Keys and values in memory: k [batch, num_kv_heads, n, head_dim], v [..., value_dim].
+struct KeySource {
+  TensorView k;
+  TensorView v;
+  std::int64_t first_key = 0;  ///< absolute position of k's and v's row 0
+};
+
+/// One dispatch. Its keys begin at a multiple of split_len, lie inside the source, and end at such
+/// a multiple or where the sequence ends.
+struct Chunk {
+  ChunkBox box;
+  double flops = 0;  ///< visible work
+};
+
+/// One block's run: scratch and the state (m, l, o) of its rows. Chunks of the same rows arrive in
+/// ascending key order and must be folded in that order. Destroying a run waits for what is in
+/// flight.
+class Run {
+ public:
+  virtual ~Run() = default;
+  /// Queues a chunk. The source's memory stays valid until wait() has returned for it.
+  virtual void submit(const Chunk& chunk, const KeySource& source) = 0;
+  /// Waits for the oldest unfinished submission and returns its device time in seconds, without
+  /// time spent waiting in a queue. Throws RunError when the device failed.
+  virtual double wait() = 0;
+  /// Adds the state of a run over the same block and other keys.
+  virtual void merge(Run& other) = 0;
+  /// Normalises the block's rows, sinks included, and writes them to the views of the whole call.
+  virtual void finish(const MutableTensorView& out,
+                      const std::optional<MutableTensorView>& lse) = 0;
+};
+
+/// Backends are made once and shared by all threads.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual DeviceInfo device() const = 0;
+  /// Why this backend can't do the problem and what would work; empty if it can.
+  virtual std::string unsupported(const Problem& problem) const = 0;
+  virtual KernelInfo kernel(const Problem& problem) const = 0;
+  /// Scratch bytes of a run over `groups` x `rows`, never decreasing in either, whatever the keys.
+  virtual std::int64_t scratch_bytes(const Problem& problem, std::int64_t groups, std::int64_t rows,
+                                     int num_threads) const = 0;
+  /// Begins a run from the empty state. `problem` outlives the run.
+  virtual std::unique_ptr<Run> begin(const Problem& problem, const Block& block,
+                                     int num_threads) = 0;
+};
+
+}  // namespace keyfold::core

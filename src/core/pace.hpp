@@ -1,0 +1,29 @@
+// The pacer: how much work the next dispatch may hold, from the device time of those before it.
+#pragma once
+
+#include <array>
+#include <cstddef>
+
+namespace keyfold::core {
+
+/// Aims each dispatch at 3/4 of the budget, from the slowest of the last four measured speeds, and
+/// lets the work grow at most fourfold from one dispatch to the next. Unless the speed itself
+/// halves, no dispatch after the first exceeds the budget by more than half.
+class Pacer {
+ public:
+  /// Both > 0. The first dispatch gets `first_flops`.
+  Pacer(double budget_seconds, double first_flops);
+
+  /// Work of the next dispatch.
+  double next_flops() const { return next_flops_; }
+  /// A dispatch of `flops` took `seconds` of device time.
+  void record(double flops, double seconds);
+
+ private:
+  double target_seconds_;
+  double next_flops_;
+  std::array<double, 4> seconds_per_flop_{};  // ring of the last measurements; 0 = none yet
+  std::size_t count_ = 0;
+};
+
+}  // namespace keyfold::core

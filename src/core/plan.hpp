@@ -1,0 +1,51 @@
+// Where a call is cut: row blocks by scratch memory, chunks by work.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "core/backend.hpp"
+
+namespace keyfold::core {
+
+/// Blocks of groups and rows, each within `max_scratch_bytes`, covering the whole problem: all of
+/// it, else as many whole groups as fit, else rows of one group. Throws InvalidArgument when not
+/// even the smallest block fits.
+std::vector<Block> plan_blocks(const Problem& problem, const Backend& backend,
+                               std::int64_t max_scratch_bytes, int num_threads);
+
+/// How chunks of a block are cut.
+struct CutRule {
+  std::int64_t split_len = 0;  ///< chunk boundaries are multiples of it
+  std::int64_t row_align = 1;  ///< row cuts are multiples of it, counted from the block's first row
+  std::int64_t chunk_keys = 0;  ///< keys per chunk, a multiple of split_len; 0: by work
+  bool whole = false;           ///< one chunk, whatever its work
+};
+
+/// Cuts a block's rows x keys into chunks on demand. A sweep is a range of splits; all rows of all
+/// groups finish a sweep before the next begins, so that every row sees its splits in ascending
+/// order. A chunk takes rows first, then groups, then splits; what no row sees is left out.
+class ChunkCutter {
+ public:
+  /// keys.begin is a multiple of split_len.
+  ChunkCutter(const Problem& problem, const Block& block, KeyRange keys, const CutRule& rule);
+
+  /// The next chunk, of at most `max_flops` unless one split of row_align rows holds more; nullopt
+  /// at the end.
+  std::optional<Chunk> next(double max_flops);
+
+ private:
+  void begin_sweep(double max_pairs);
+  ChunkBox cut(double max_pairs);
+
+  const Problem& problem_;
+  Block block_;
+  KeyRange keys_;
+  CutRule rule_;
+  std::int64_t sweep_begin_ = 0, sweep_end_ = 0;
+  KeyRange rows_{};         // rows of the block that see a key of this sweep
+  std::int64_t group_ = 0;  // next group of this sweep
+  std::int64_t row_ = 0;    // next row of that group
+};
+
+}  // namespace keyfold::core
