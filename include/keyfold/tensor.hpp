@@ -51,11 +51,11 @@ struct TensorView {
   Dims strides{};                 ///< strides in elements
 
   TensorView() = default;
-  TensorView(const void* data, DType dtype, const Dims& sizes, const Dims& strides)
-      : data(data), dtype(dtype), sizes(sizes), strides(strides) {}
+  TensorView(const void* first, DType type, const Dims& extents, const Dims& steps)
+      : data(first), dtype(type), sizes(extents), strides(steps) {}
   /// A dense tensor.
-  TensorView(const void* data, DType dtype, const Dims& sizes)
-      : TensorView(data, dtype, sizes, dense_strides(sizes)) {}
+  TensorView(const void* first, DType type, const Dims& extents)
+      : TensorView(first, type, extents, dense_strides(extents)) {}
 };
 
 /// A tensor to write. As TensorView, but no two elements may share memory (no stride of 0).
@@ -66,11 +66,11 @@ struct MutableTensorView {
   Dims strides{};                 ///< strides in elements
 
   MutableTensorView() = default;
-  MutableTensorView(void* data, DType dtype, const Dims& sizes, const Dims& strides)
-      : data(data), dtype(dtype), sizes(sizes), strides(strides) {}
+  MutableTensorView(void* first, DType type, const Dims& extents, const Dims& steps)
+      : data(first), dtype(type), sizes(extents), strides(steps) {}
   /// A dense tensor.
-  MutableTensorView(void* data, DType dtype, const Dims& sizes)
-      : MutableTensorView(data, dtype, sizes, dense_strides(sizes)) {}
+  MutableTensorView(void* first, DType type, const Dims& extents)
+      : MutableTensorView(first, type, extents, dense_strides(extents)) {}
 
   /// The same memory, to read.
   operator TensorView() const { return {data, dtype, sizes, strides}; }
