@@ -1,0 +1,135 @@
+// The one call: validate, plan, run chunk by chunk, finish. And the plan alone.
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "core/guard.hpp"
+#include "core/half.hpp"
+#include "core/session.hpp"
+#include "core/validate.hpp"
+
+namespace keyfold {
+namespace core {
+namespace {
+
+/// out and lse of a call whose rows come in several blocks: kept apart until the last is done.
+class Staging {
+ public:
+  Staging(const AttentionShape& s, bool with_lse)
+      : out_data_(static_cast<std::size_t>(bytes(s, false))),
+        lse_data_(with_lse ? static_cast<std::size_t>(s.batch * s.num_heads * s.q_len) : 0),
+        out_(out_data_.data(), s.dtype, {s.batch, s.num_heads, s.q_len, s.value_dim}) {
+    if (with_lse) {
+      lse_ =
+          MutableTensorView(lse_data_.data(), DType::kFloat32, {s.batch, s.num_heads, s.q_len, 1});
+    }
+  }
+
+  static std::int64_t bytes(const AttentionShape& s, bool with_lse) {
+    const std::int64_t rows = s.batch * s.num_heads * s.q_len;
+    return rows * (s.value_dim * size_of(s.dtype) + (with_lse ? 4 : 0));
+  }
+
+  const MutableTensorView& out() const { return out_; }
+  const std::optional<MutableTensorView>& lse() const { return lse_; }
+
+  void commit(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) const {
+    copy(out_, out);
+    if (lse) copy(*lse_, *lse);
+  }
+
+ private:
+  static void copy(const MutableTensorView& from, const MutableTensorView& to) {
+    const auto size = static_cast<std::size_t>(size_of(to.dtype));
+    for (std::int64_t b = 0; b < to.sizes[0]; ++b) {
+      for (std::int64_t h = 0; h < to.sizes[1]; ++h) {
+        for (std::int64_t i = 0; i < to.sizes[2]; ++i) {
+          const std::byte* source = element(from, b, h, i, 0);
+          std::byte* target = element(to, b, h, i, 0);
+          const auto row = static_cast<std::size_t>(to.sizes[3]);
+          if (to.strides[3] == 1) {
+            std::memcpy(target, source, row * size);
+            continue;
+          }
+          for (std::size_t d = 0; d < row; ++d) {
+            std::memcpy(target + d * size * static_cast<std::size_t>(to.strides[3]),
+                        source + d * size, size);
+          }
+        }
+      }
+    }
+  }
+
+  std::vector<std::byte> out_data_;
+  std::vector<float> lse_data_;
+  MutableTensorView out_;
+  std::optional<MutableTensorView> lse_;
+};
+
+}  // namespace
+}  // namespace core
+
+Report scaled_dot_product_attention(const TensorView& q, const TensorView& k, const TensorView& v,
+                                    const MutableTensorView& out, const AttentionOptions& options) {
+  return core::guard_memory([&] {
+    const AttentionShape shape = core::check_call(q, k, v);
+    core::check_output(shape, out, options.lse);
+    core::Session session(core::make_problem(shape, &q, options), options.run);
+    const std::vector<core::Block> blocks = session.blocks();
+
+    std::optional<core::Staging> staging;
+    if (blocks.size() > 1) staging.emplace(shape, options.lse.has_value());
+    for (const core::Block& block : blocks) {
+      const auto run = session.begin(block);
+      session.fold(*run, block, {k, v, 0}, {0, shape.kv_len});
+      if (staging) {
+        run->finish(staging->out(), staging->lse());
+      } else {
+        run->finish(out, options.lse);
+      }
+    }
+    Report report = session.report();
+    if (staging) {
+      staging->commit(out, options.lse);
+      report.staging_bytes = core::Staging::bytes(shape, options.lse.has_value());
+    }
+    return report;
+  });
+}
+
+Plan plan(const AttentionShape& shape, const AttentionOptions& options) {
+  return core::guard_memory([&] {
+    const core::Session session(core::make_problem(shape, nullptr, options), options.run);
+    const std::vector<core::Block> blocks = session.blocks();
+    const core::CutRule rule = session.cut_rule(shape.kv_len);
+    const core::KernelInfo& kernel = session.kernel();
+
+    Plan plan;
+    plan.backend = session.report().backend;
+    plan.kernel = kernel.name;
+    plan.split_len = kernel.split_len;
+    plan.paced = !rule.whole;
+    plan.budget_ms = session.settings().budget_seconds * 1e3;
+    plan.num_row_blocks = static_cast<std::int64_t>(blocks.size());
+    plan.rows_per_block = blocks.front().row_end - blocks.front().row_begin;
+    plan.scratch_bytes = session.scratch_bytes(blocks);
+    plan.staging_bytes =
+        blocks.size() > 1 ? core::Staging::bytes(shape, options.lse.has_value()) : 0;
+
+    core::Pacer pacer(session.settings().budget_seconds, kernel.first_dispatch_flops);
+    for (const core::Block& block : blocks) {
+      core::ChunkCutter cutter(session.problem(), block, {0, shape.kv_len}, rule);
+      while (const auto chunk = cutter.next(pacer.next_flops())) {
+        pacer.record(chunk->flops, chunk->flops / kernel.flops_per_second);
+        const ChunkBox& box = chunk->box;
+        plan.keys_per_chunk = std::max(plan.keys_per_chunk, box.key_end - box.key_begin);
+        plan.rows_per_chunk = std::max(plan.rows_per_chunk, box.row_end - box.row_begin);
+        plan.chunks.push_back(box);
+      }
+    }
+    return plan;
+  });
+}
+
+}  // namespace keyfold

@@ -1,0 +1,116 @@
+// The one loop that runs chunks: submit, wait, learn the time, report, stop.
+#include "core/session.hpp"
+
+#include <algorithm>
+#include <deque>
+#include <string>
+
+#include "core/registry.hpp"
+
+namespace keyfold::core {
+namespace {
+
+double elapsed_ms(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+      .count();
+}
+
+}  // namespace
+
+Session::Session(Problem problem, const RunOptions& options)
+    : problem_(std::move(problem)),
+      options_(options),
+      settings_(resolve_settings(options)),
+      backend_(select_backend(settings_, problem_)),
+      kernel_(backend_->kernel(problem_)),
+      pacer_(settings_.budget_seconds, kernel_.first_dispatch_flops) {
+  const AttentionShape& s = problem_.shape;
+  if (s.kv_len != kUnknownLength) {
+    total_flops_ = problem_.flops_per_pair() *
+                   problem_.visible_pairs({0, problem_.num_groups(), 0, s.q_len, 0, s.kv_len});
+  }
+}
+
+CutRule Session::cut_rule(std::int64_t num_keys) const {
+  const std::int64_t split = kernel_.split_len;
+  return {.split_len = split,
+          .row_align = kernel_.row_align,
+          .chunk_keys = (settings_.chunk_size + split - 1) / split * split,
+          .whole = num_keys < settings_.chunk_threshold};
+}
+
+std::vector<Block> Session::blocks() const {
+  return plan_blocks(problem_, *backend_, settings_.max_scratch_bytes, settings_.num_threads);
+}
+
+std::int64_t Session::scratch_bytes(const std::vector<Block>& blocks) const {
+  std::int64_t most = 0;
+  for (const Block& b : blocks) {
+    most = std::max(most, backend_->scratch_bytes(problem_, b.group_end - b.group_begin,
+                                                  b.row_end - b.row_begin, settings_.num_threads));
+  }
+  return most;
+}
+
+std::unique_ptr<Run> Session::begin(const Block& block) {
+  scratch_bytes_ = std::max(scratch_bytes_, scratch_bytes({block}));
+  progress_.next_row = block.row_begin;
+  progress_.next_key = 0;
+  return backend_->begin(problem_, block, settings_.num_threads);
+}
+
+void Session::check_stop() const {
+  if (!options_.stop_token.stop_requested()) return;
+  throw Cancelled("cancelled after " + std::to_string(progress_.dispatches) +
+                      " dispatches, at row " + std::to_string(progress_.next_row) + ", key " +
+                      std::to_string(progress_.next_key) + "; nothing was written",
+                  progress_);
+}
+
+void Session::finished(const Chunk& chunk, double seconds, const Block& block) {
+  pacer_.record(chunk.flops, seconds);
+  done_flops_ += chunk.flops;
+  progress_.dispatches += 1;
+  progress_.fraction = total_flops_ > 0 ? std::min(1.0, done_flops_ / total_flops_) : 0;
+  progress_.elapsed_ms = elapsed_ms(start_);
+  progress_.last_dispatch_ms = seconds * 1e3;
+  progress_.longest_dispatch_ms = std::max(progress_.longest_dispatch_ms, seconds * 1e3);
+  // Keys count as folded once the last rows of the block have seen them.
+  const bool sweep_done =
+      chunk.box.group_end == block.group_end && chunk.box.row_end == block.row_end;
+  if (sweep_done) progress_.next_key = chunk.box.key_end;
+  if (options_.progress) options_.progress(progress_);
+}
+
+void Session::fold(Run& run, const Block& block, const KeySource& source, KeyRange keys) {
+  ChunkCutter cutter(problem_, block, keys, cut_rule(keys.size()));
+  std::deque<Chunk> in_flight;
+  const auto wait_oldest = [&] {
+    const double seconds = run.wait();
+    const Chunk chunk = in_flight.front();
+    in_flight.pop_front();
+    finished(chunk, seconds, block);
+  };
+  for (;;) {
+    check_stop();
+    const std::optional<Chunk> chunk = cutter.next(pacer_.next_flops());
+    if (!chunk) break;
+    run.submit(*chunk, source);
+    in_flight.push_back(*chunk);
+    if (static_cast<int>(in_flight.size()) == kernel_.max_in_flight) wait_oldest();
+  }
+  while (!in_flight.empty()) wait_oldest();
+  check_stop();
+}
+
+Report Session::report() const {
+  return {.backend = backend_->device().backend,
+          .kernel = kernel_.name,
+          .dispatches = progress_.dispatches,
+          .longest_dispatch_ms = progress_.longest_dispatch_ms,
+          .elapsed_ms = elapsed_ms(start_),
+          .scratch_bytes = scratch_bytes_,
+          .staging_bytes = 0};
+}
+
+}  // namespace keyfold::core

@@ -1,0 +1,219 @@
+// AttentionState: whole splits are folded as they complete, the ragged end waits in a tail.
+#include "keyfold/state.hpp"
+
+#include <vector>
+
+#include "core/guard.hpp"
+#include "core/session.hpp"
+#include "core/tail.hpp"
+#include "core/validate.hpp"
+
+namespace keyfold {
+namespace core {
+namespace {
+
+bool same_formula(const Problem& a, const Problem& b) {
+  const AttentionShape &s = a.shape, &t = b.shape;
+  const auto mask_data = [](const Problem& p) { return p.mask ? p.mask->data : nullptr; };
+  return s.batch == t.batch && s.num_heads == t.num_heads && s.num_kv_heads == t.num_kv_heads &&
+         s.q_len == t.q_len && s.head_dim == t.head_dim && s.value_dim == t.value_dim &&
+         s.dtype == t.dtype && a.scale == b.scale && a.softcap == b.softcap &&
+         a.window_left == b.window_left && a.window_right == b.window_right &&
+         a.q_offset == b.q_offset && a.key_limit == b.key_limit && a.sinks == b.sinks &&
+         mask_data(a) == mask_data(b);
+}
+
+}  // namespace
+}  // namespace core
+
+class AttentionState::Impl {
+ public:
+  Impl(const TensorView& q, const AttentionOptions& options, std::int64_t first_key)
+      : q_(q),
+        options_(options),
+        kv_lens_(options.kv_lens.begin(), options.kv_lens.end()),
+        shape_(core::check_query(q)),
+        tail_begin_(first_key) {
+    options_.kv_lens = kv_lens_;
+    options_.lse.reset();
+    shape_.kv_len = core::kUnknownLength;
+    // A session for a likely shape finds wrong options now rather than at the first update.
+    AttentionShape likely = shape_;
+    likely.num_kv_heads = shape_.num_heads;
+    likely.value_dim = shape_.head_dim;
+    const core::Session session(core::make_problem(likely, &q_, options_), options_.run);
+    const std::int64_t split_len = session.kernel().split_len;
+    if (first_key < 0 || first_key > core::kUnknownLength || first_key % split_len != 0) {
+      throw InvalidArgument("first_key",
+                            "expected a multiple of split_len = " + std::to_string(split_len) +
+                                " from 0 to 2^60, got " + std::to_string(first_key));
+    }
+  }
+
+  std::int64_t next_key() const { return tail_begin_ + (tail_ ? tail_->size() : 0); }
+
+  void update(const TensorView& k, const TensorView& v) {
+    check_usable();
+    AttentionShape shape = shape_;
+    if (!session_) {
+      shape.num_kv_heads = k.sizes[1];
+      shape.value_dim = v.sizes[3];
+    }
+    const std::int64_t count = core::check_keys(shape, k, v);
+    check_mask_reaches(count);
+    if (!session_) begin(shape);
+
+    usable_ = false;  // until all of these keys are folded or kept
+    const std::int64_t first_key = next_key();
+    std::int64_t used = 0;
+    if (tail_->size() > 0) {
+      used = std::min(count, tail_->room());
+      append(k, v, {0, used}, first_key);
+      if (tail_->room() == 0) fold_tail();
+    }
+    const std::int64_t split_len = session_->kernel().split_len;
+    const std::int64_t whole = (count - used) / split_len * split_len;
+    if (whole > 0) {
+      fold({k, v, first_key}, {tail_begin_, tail_begin_ + whole});
+      tail_begin_ += whole;
+      used += whole;
+    }
+    if (used < count) append(k, v, {used, count}, first_key + used);
+    usable_ = true;
+  }
+
+  void merge(Impl& other) {
+    check_usable();
+    other.check_usable();
+    if (!other.session_) return;
+    if (session_ ? !core::same_formula(session_->problem(), other.session_->problem())
+                 : other.q_.sizes != q_.sizes || other.q_.dtype != q_.dtype) {
+      throw InvalidArgument("other", "expected a state of the same shapes and options");
+    }
+    if (!session_) begin(other.session_->problem().shape);
+    if (session_->report().kernel != other.session_->report().kernel) {
+      throw InvalidArgument("other", "expected a state of the same kernel (" +
+                                         session_->report().kernel + "), got " +
+                                         other.session_->report().kernel);
+    }
+    usable_ = other.usable_ = false;
+    other.fold_tail();
+    run_->merge(*other.run_);
+    other.clear();
+    usable_ = other.usable_ = true;
+  }
+
+  Report finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) {
+    check_usable();
+    AttentionShape shape = shape_;
+    if (!session_) {  // no key ever came
+      shape.num_kv_heads = shape.num_heads;
+      shape.value_dim = out.sizes[3];
+    }
+    core::check_output(shape, out, lse);
+    if (!session_) begin(shape);
+    usable_ = false;
+    fold_tail();
+    run_->finish(out, lse);
+    const Report report = session_->report();
+    clear();
+    usable_ = true;
+    return report;
+  }
+
+ private:
+  void check_usable() const {
+    if (!usable_) {
+      throw InvalidArgument("state",
+                            "expected a state whose calls succeeded, got one that was "
+                            "cancelled or failed; it can only be destroyed");
+    }
+  }
+
+  void check_mask_reaches(std::int64_t count) const {
+    if (!options_.mask || options_.mask->sizes[3] == 1) return;
+    if (next_key() + count > options_.mask->sizes[3]) {
+      throw InvalidArgument("mask", "expected a mask over at least " +
+                                        std::to_string(next_key() + count) + " keys, got " +
+                                        std::to_string(options_.mask->sizes[3]));
+    }
+  }
+
+  void begin(const AttentionShape& shape) {
+    auto session =
+        std::make_unique<core::Session>(core::make_problem(shape, &q_, options_), options_.run);
+    const std::vector<core::Block> blocks = session->blocks();
+    if (blocks.size() != 1) {
+      const core::Block all{0, session->problem().num_groups(), 0, shape.q_len};
+      throw InvalidArgument("max_scratch_bytes",
+                            "expected at least " + std::to_string(session->scratch_bytes({all})) +
+                                " for the state of all query rows, got " +
+                                std::to_string(session->settings().max_scratch_bytes));
+    }
+    auto run = session->begin(blocks.front());
+    tail_.emplace(shape, session->kernel().split_len);
+    shape_ = shape;
+    block_ = blocks.front();
+    session_ = std::move(session);
+    run_ = std::move(run);
+  }
+
+  void clear() {
+    tail_begin_ = next_key();
+    shape_.num_kv_heads = shape_.value_dim = 0;
+    run_.reset();
+    session_.reset();
+    tail_.reset();
+  }
+
+  void fold(const core::KeySource& source, core::KeyRange keys) {
+    session_->fold(*run_, block_, source, keys);
+  }
+
+  void append(const TensorView& k, const TensorView& v, core::KeyRange rows,
+              std::int64_t first_key) {
+    tail_->append(k, v, rows, first_key, session_->problem().key_limit);
+  }
+
+  void fold_tail() {
+    const std::int64_t end = next_key();
+    if (end > tail_begin_) fold(tail_->source(tail_begin_), {tail_begin_, end});
+    tail_->clear();
+    tail_begin_ = end;
+  }
+
+  TensorView q_;
+  AttentionOptions options_;
+  std::vector<std::int64_t> kv_lens_;
+  AttentionShape shape_;     // num_kv_heads and value_dim are 0 until the first update
+  std::int64_t tail_begin_;  // absolute position of the tail's first key
+  bool usable_ = true;
+  core::Block block_;
+  std::unique_ptr<core::Session> session_;
+  std::unique_ptr<core::Run> run_;  // refers to the session's problem
+  std::optional<core::Tail> tail_;
+};
+
+AttentionState::AttentionState(const TensorView& q, const AttentionOptions& options,
+                               std::int64_t first_key)
+    : impl_(core::guard_memory([&] { return std::make_unique<Impl>(q, options, first_key); })) {}
+AttentionState::~AttentionState() = default;
+AttentionState::AttentionState(AttentionState&&) noexcept = default;
+AttentionState& AttentionState::operator=(AttentionState&&) noexcept = default;
+
+void AttentionState::update(const TensorView& k, const TensorView& v) {
+  core::guard_memory([&] { impl_->update(k, v); });
+}
+
+void AttentionState::merge(AttentionState&& other) {
+  core::guard_memory([&] { impl_->merge(*other.impl_); });
+}
+
+Report AttentionState::finish(const MutableTensorView& out,
+                              const std::optional<MutableTensorView>& lse) {
+  return core::guard_memory([&] { return impl_->finish(out, lse); });
+}
+
+std::int64_t AttentionState::next_key() const noexcept { return impl_->next_key(); }
+
+}  // namespace keyfold

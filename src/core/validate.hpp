@@ -1,0 +1,29 @@
+// All checks of arguments, made once, before anything runs. Messages name the argument, what was
+// expected and what came. make_problem() of problem.hpp is implemented here too.
+#pragma once
+
+#include "core/problem.hpp"
+
+namespace keyfold::core {
+
+/// The shape of a call from its tensors. Throws InvalidArgument when they do not fit together.
+AttentionShape check_call(const TensorView& q, const TensorView& k, const TensorView& v);
+
+/// q alone: num_kv_heads, value_dim and kv_len of the result are still 0.
+AttentionShape check_query(const TensorView& q);
+
+/// k and v against a shape whose kv_len does not count; returns the number of keys.
+std::int64_t check_keys(const AttentionShape& shape, const TensorView& k, const TensorView& v);
+
+/// The tensors that receive the result.
+void check_output(const AttentionShape& shape, const MutableTensorView& out,
+                  const std::optional<MutableTensorView>& lse);
+
+/// A view by itself: non-null aligned data (unless it is empty), sizes and strides >= 0, all byte
+/// offsets within 63 bits; if `written`, no two elements at one address.
+void check_view(const char* name, const TensorView& view, bool written = false);
+
+/// Throws InvalidArgument unless the sizes are as expected.
+void check_sizes(const char* name, const TensorView& view, const Dims& expected);
+
+}  // namespace keyfold::core
