@@ -2,7 +2,6 @@
 #include "keyfold/keyfold.h"
 
 #include <utility>
-#include <vector>
 
 #include "c_api/dlpack.hpp"
 #include "c_api/guard.hpp"
@@ -19,7 +18,6 @@ using keyfold::c_api::options_of;
 using keyfold::c_api::view_of;
 
 struct keyfold_state {
-  std::vector<std::int64_t> kv_lens;  // what the state's options point to
   keyfold::AttentionState state;
 };
 
@@ -69,11 +67,8 @@ keyfold_status keyfold_state_create(const DLTensor* q, const keyfold_options* op
                                     int64_t first_key, keyfold_state** state) {
   return guarded([&] {
     keyfold_state*& handle = deref(state, "state");
-    keyfold::AttentionOptions attention = options_of(options);
-    std::vector<std::int64_t> kv_lens(attention.kv_lens.begin(), attention.kv_lens.end());
-    attention.kv_lens = kv_lens;  // the buffer keeps its address when the vector moves
-    handle = new keyfold_state{std::move(kv_lens),
-                               keyfold::AttentionState(view_of(q, "q"), attention, first_key)};
+    handle =
+        new keyfold_state{keyfold::AttentionState(view_of(q, "q"), options_of(options), first_key)};
   });
 }
 

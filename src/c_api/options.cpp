@@ -30,7 +30,11 @@ void call_progress(keyfold_progress_callback callback, void* user, const keyfold
       at.longest_dispatch_ms, at.next_row, at.next_key};
   const int result = callback(&progress, user);
   if (result != 0) {
-    throw keyfold::Cancelled("the progress callback returned " + std::to_string(result), at);
+    throw keyfold::Cancelled("the progress callback returned " + std::to_string(result) +
+                                 " after " + std::to_string(at.dispatches) +
+                                 " dispatches, at row " + std::to_string(at.next_row) + ", key " +
+                                 std::to_string(at.next_key) + "; nothing was written",
+                             at);
   }
 }
 
