@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <ostream>
 
 #include "support.hpp"
 
@@ -15,6 +16,10 @@ struct FormulaCase {
   const char* name;
   std::function<keyfold_status(keyfold_options*)> set_c;
   std::function<void(AttentionOptions&)> set_cpp;
+
+  friend std::ostream& operator<<(std::ostream& stream, const FormulaCase& self) {
+    return stream << self.name;
+  }
 };
 
 // Memory that the options below borrow, for the shapes of Call.
