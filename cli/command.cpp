@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <cstddef>
+#include <span>
+
 #include "numbers.hpp"
 
 namespace keyfold::cli {
@@ -53,5 +56,31 @@ RunOptions RunFlags::options(const Context& context) const {
 }
 
 void print_json(const nlohmann::ordered_json& json) { fmt::print("{}\n", json.dump(2)); }
+
+nlohmann::ordered_json as_json(const Report& report) {
+  return {{"backend", report.backend},
+          {"kernel", report.kernel},
+          {"dispatches", report.dispatches},
+          {"longest_dispatch_ms", report.longest_dispatch_ms},
+          {"elapsed_ms", report.elapsed_ms},
+          {"scratch_bytes", report.scratch_bytes},
+          {"staging_bytes", report.staging_bytes}};
+}
+
+void PlotFlag::add_to(CLI::App& command, const std::string& help) {
+  command.add_option("--plot", path_, help + ", as an SVG file")->type_name("FILE");
+}
+
+void PlotFlag::open() {
+  if (!path_.empty()) file_.emplace(path_);
+}
+
+void PlotFlag::write(const std::function<std::string()>& draw) {
+  if (!file_) return;
+  const std::string picture = draw();
+  file_->write(std::as_bytes(std::span(picture)));
+  file_->finish();
+  file_->publish();
+}
 
 }  // namespace keyfold::cli

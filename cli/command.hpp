@@ -3,7 +3,9 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
-#include <keyfold/options.hpp>
+#include <functional>
+#include <io/atomic_file.hpp>
+#include <keyfold/attention.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -69,5 +71,21 @@ struct RunFlags {
 
 /// Prints a JSON document and a newline on stdout.
 void print_json(const nlohmann::ordered_json& json);
+/// How a call ran, for --json.
+nlohmann::ordered_json as_json(const Report& report);
+
+/// --plot FILE: a picture that is written when the work is done, into a file that is tried before.
+class PlotFlag {
+ public:
+  void add_to(CLI::App& command, const std::string& help);
+  /// Creates the temporary file, if a picture is wanted, so that a bad path fails before the work.
+  void open();
+  /// Writes what `draw` returns, if a picture is wanted; open() must have been called.
+  void write(const std::function<std::string()>& draw);
+
+ private:
+  std::string path_;
+  std::optional<io::AtomicFile> file_;
+};
 
 }  // namespace keyfold::cli

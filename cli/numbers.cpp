@@ -19,22 +19,6 @@ std::string expected(Range range) {
   return fmt::format("a whole number from {} to {} ({})", range.min, range.max, kUnits);
 }
 
-/// Adds an option whose text goes to `read(text)`, which throws InvalidArgument; CLI11 then
-/// reports it as a fault of the command line.
-template <typename Read>
-CLI::Option* add_checked(CLI::App& app, const std::string& name, const char* type,
-                         const std::string& help, Read read) {
-  const auto callback = [read](const CLI::results_t& results) {
-    try {
-      read(results.back());
-    } catch (const InvalidArgument& error) {
-      throw CLI::ValidationError(error.what());
-    }
-    return true;
-  };
-  return app.add_option(name, callback, help)->type_name(type)->type_size(1)->expected(1);
-}
-
 }  // namespace
 
 std::int64_t parse_length(const std::string& argument, std::string_view text, Range range) {
@@ -73,10 +57,23 @@ double parse_number(const std::string& argument, std::string_view text, double m
   return value;
 }
 
+CLI::Option* add_checked(CLI::App& app, const std::string& name, const char* type,
+                         const std::string& help, std::function<void(const std::string&)> read) {
+  const auto callback = [read = std::move(read)](const CLI::results_t& results) {
+    try {
+      read(results.back());
+    } catch (const InvalidArgument& error) {
+      throw CLI::ValidationError(error.what());
+    }
+    return true;
+  };
+  return app.add_option(name, callback, help)->type_name(type)->type_size(1)->expected(1);
+}
+
 CLI::Option* add_length(CLI::App& app, const std::string& name, std::int64_t& value, Range range,
                         const std::string& help) {
   return add_checked(app, name, "N", help,
-                     [&value, name, range](std::string_view text) {
+                     [&value, name, range](const std::string& text) {
                        value = parse_length(name, text, range);
                      })
       ->default_str(short_length(value));
@@ -84,18 +81,19 @@ CLI::Option* add_length(CLI::App& app, const std::string& name, std::int64_t& va
 
 CLI::Option* add_length(CLI::App& app, const std::string& name, std::optional<std::int64_t>& value,
                         Range range, const std::string& help) {
-  return add_checked(app, name, "N", help, [&value, name, range](std::string_view text) {
+  return add_checked(app, name, "N", help, [&value, name, range](const std::string& text) {
     value = parse_length(name, text, range);
   });
 }
 
 CLI::Option* add_lengths(CLI::App& app, const std::string& name, std::vector<std::int64_t>& values,
                          Range range, const std::string& help) {
-  return add_checked(app, name, "N,N,...", help, [&values, name, range](std::string_view text) {
+  return add_checked(app, name, "N,N,...", help, [&values, name, range](const std::string& text) {
     values.clear();
     for (std::size_t begin = 0; begin <= text.size();) {
       const std::size_t comma = std::min(text.find(',', begin), text.size());
-      values.push_back(parse_length(name, text.substr(begin, comma - begin), range));
+      values.push_back(
+          parse_length(name, std::string_view(text).substr(begin, comma - begin), range));
       begin = comma + 1;
     }
   });
@@ -103,7 +101,7 @@ CLI::Option* add_lengths(CLI::App& app, const std::string& name, std::vector<std
 
 CLI::Option* add_number(CLI::App& app, const std::string& name, std::optional<double>& value,
                         double min, double max, const std::string& help) {
-  return add_checked(app, name, "X", help, [&value, name, min, max](std::string_view text) {
+  return add_checked(app, name, "X", help, [&value, name, min, max](const std::string& text) {
     value = parse_number(name, text, min, max);
   });
 }

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <string>
@@ -23,6 +24,10 @@ std::int64_t parse_length(const std::string& argument, std::string_view text, Ra
 /// Reads a number from `min` to `max`; throws in the same way.
 double parse_number(const std::string& argument, std::string_view text, double min, double max);
 
+/// Adds an option whose text goes to `read`; an InvalidArgument that it throws becomes a fault of
+/// the command line.
+CLI::Option* add_checked(CLI::App& app, const std::string& name, const char* type,
+                         const std::string& help, std::function<void(const std::string&)> read);
 /// Adds an option that takes one whole number; its parse errors name the option.
 CLI::Option* add_length(CLI::App& app, const std::string& name, std::int64_t& value, Range range,
                         const std::string& help);

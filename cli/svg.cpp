@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
+
 namespace keyfold::cli {
 namespace {
 
@@ -25,7 +28,7 @@ std::string closed(std::string_view name, std::string_view tooltip) {
 }
 
 constexpr std::string_view kStyle = R"(
-text { font-family: system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif; font-size: 12px; fill: #57606a; }
+text { font: 12px system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif; fill: #57606a; }
 .title { font-size: 16px; font-weight: 600; fill: #1f2328; }
 .label { fill: #1f2328; }
 .on-fill { fill: #ffffff; font-weight: 600; }
@@ -37,12 +40,15 @@ text { font-family: system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif; font-size:
 .empty { fill: #eaeef2; }
 .good { fill: #1a7f37; }
 .bad { fill: #cf222e; }
-.series-0 { fill: #0969da; }
-.series-1 { fill: #bc4c00; }
-.series-2 { fill: #8250df; }
-.series-3 { fill: #1b7c83; }
-.series-4 { fill: #9a6700; }
-.series-5 { fill: #bf3989; }
+.blue { fill: #0969da; }
+.orange { fill: #bc4c00; }
+.step-0 { fill-opacity: 0.2; }
+.step-1 { fill-opacity: 0.3; }
+.step-2 { fill-opacity: 0.4; }
+.step-3 { fill-opacity: 0.5; }
+.step-4 { fill-opacity: 0.6; }
+.step-5 { fill-opacity: 0.7; }
+.step-6 { fill-opacity: 0.85; }
 @media (prefers-color-scheme: dark) {
 text { fill: #9198a1; }
 .title, .label { fill: #f0f6fc; }
@@ -54,12 +60,8 @@ text { fill: #9198a1; }
 .empty { fill: #21262d; }
 .good { fill: #238636; }
 .bad { fill: #da3633; }
-.series-0 { fill: #4493f8; }
-.series-1 { fill: #db6d28; }
-.series-2 { fill: #ab7df8; }
-.series-3 { fill: #2f9e9e; }
-.series-4 { fill: #bb8009; }
-.series-5 { fill: #db61a2; }
+.blue { fill: #4493f8; }
+.orange { fill: #db6d28; }
 }
 )";
 
@@ -111,6 +113,22 @@ std::string Svg::str() const {
       "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {0:.6g} {1:.6g}' width='{0:.6g}' "
       "height='{1:.6g}' role='img'>\n{2}</svg>\n",
       width_, height_, body_);
+}
+
+std::string step_class(double fraction) {
+  constexpr int kSteps = 8;
+  return fmt::format("step-{}", std::clamp(static_cast<int>(fraction * kSteps), 0, kSteps - 1));
+}
+
+std::vector<double> ticks(double max, int about) {
+  const double rough = max / about;
+  const double power = std::pow(10, std::floor(std::log10(rough)));
+  double step = 10 * power;
+  for (const double factor : {5.0, 2.0, 1.0})
+    if (rough <= factor * power) step = factor * power;
+  std::vector<double> values;
+  for (int i = 0; i * step <= max * (1 + 1e-9); ++i) values.push_back(i * step);
+  return values;
 }
 
 }  // namespace keyfold::cli

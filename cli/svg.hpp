@@ -3,6 +3,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace keyfold::cli {
 
@@ -10,8 +11,8 @@ namespace keyfold::cli {
 ///
 /// Shapes and text take their colours from classes of the built-in style sheet, which follows the
 /// reader's light or dark theme: text `title`, `note`, `label`, `on-fill` (white, for use on a
-/// colour); lines `axis`, `grid`, `limit`; fills `series-0` to `series-5`, `good`, `bad`, `empty`,
-/// `frame` (outline only).
+/// colour); lines `axis`, `grid`, `limit`; fills `blue`, `orange`, `good`, `bad`, `empty`, `frame`
+/// (outline only); with a fill, `step-0` (pale) to `step-7` (full). Classes are joined by a space.
 class Svg {
  public:
   /// `title` is drawn at the top left and is, with `description`, what a screen reader says.
@@ -38,5 +39,11 @@ class Svg {
   double width_, height_;
   std::string body_;
 };
+
+/// The class of a shade for `fraction` of the whole, 0 to 1: "step-0" to "step-7".
+std::string step_class(double fraction);
+
+/// Round values 0, d, 2d, ... up to `max` > 0, about `about` of them.
+std::vector<double> ticks(double max, int about);
 
 }  // namespace keyfold::cli
