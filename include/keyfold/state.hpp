@@ -43,7 +43,7 @@ class KEYFOLD_API AttentionState {
   void merge(AttentionState&& other);
 
   /// Writes out [batch, num_heads, q_len, value_dim] and, if given, lse [batch, num_heads, q_len,
-  /// 1], and leaves the state empty. On an error in the arguments nothing is written and the state
+  /// 1], and leaves the state empty, at first_key again. On an error in the arguments nothing is written and the state
   /// is unchanged.
   Report finish(const MutableTensorView& out,
                 const std::optional<MutableTensorView>& lse = std::nullopt);

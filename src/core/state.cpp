@@ -33,6 +33,7 @@ class AttentionState::Impl {
         options_(options),
         kv_lens_(options.kv_lens.begin(), options.kv_lens.end()),
         shape_(core::check_query(q)),
+        first_key_(first_key),
         tail_begin_(first_key) {
     options_.kv_lens = kv_lens_;
     options_.lse.reset();
@@ -159,7 +160,7 @@ class AttentionState::Impl {
   }
 
   void clear() {
-    tail_begin_ = next_key();
+    tail_begin_ = first_key_;
     shape_.num_kv_heads = shape_.value_dim = 0;
     run_.reset();
     session_.reset();
@@ -186,6 +187,7 @@ class AttentionState::Impl {
   AttentionOptions options_;
   std::vector<std::int64_t> kv_lens_;
   AttentionShape shape_;     // num_kv_heads and value_dim are 0 until the first update
+  std::int64_t first_key_;
   std::int64_t tail_begin_;  // absolute position of the tail's first key
   bool usable_ = true;
   core::Block block_;

@@ -1,0 +1,74 @@
+// The CPU backend's face to the core.
+#include "cpu/backend.hpp"
+
+#include <unistd.h>
+
+#include <fstream>
+#include <string>
+#include <thread>
+
+#include "cpu/run.hpp"
+
+namespace keyfold::cpu {
+namespace {
+
+constexpr std::int64_t kMaxDim = 576;
+
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    const auto colon = line.find(": ");
+    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "CPU";
+}
+
+class CpuBackend : public core::Backend {
+ public:
+  DeviceInfo device() const override {
+    return {.backend = "cpu",
+            .name = name_,
+            .kernel = selected_kernels().name,
+            .kernels = kernel_names(),
+            .num_threads = static_cast<int>(std::thread::hardware_concurrency()),
+            .memory_bytes = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGE_SIZE),
+            .max_head_dim = kMaxDim,
+            .dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16}};
+  }
+
+  std::string unsupported(const core::Problem& problem) const override {
+    if (problem.shape.head_dim <= kMaxDim && problem.shape.value_dim <= kMaxDim) return {};
+    return "head_dim " + std::to_string(problem.shape.head_dim) + " and value_dim " +
+           std::to_string(problem.shape.value_dim) + " exceed " + std::to_string(kMaxDim);
+  }
+
+  core::KernelInfo kernel(const core::Problem&) const override {
+    return {.name = selected_kernels().name,
+            .split_len = kSplitLen,
+            .row_align = 1,
+            .max_in_flight = 1,
+            .first_dispatch_flops = 2e8,
+            .flops_per_second = 1e11};
+  }
+
+  std::int64_t scratch_bytes(const core::Problem& problem, std::int64_t groups, std::int64_t rows,
+                             int num_threads) const override {
+    const std::int64_t states = groups * rows * problem.group_size();
+    return Layout(problem, selected_kernels()).total(states, num_threads) *
+           static_cast<std::int64_t>(sizeof(float));
+  }
+
+  std::unique_ptr<core::Run> begin(const core::Problem& problem, const core::Block& block,
+                                   int num_threads) override {
+    return std::make_unique<CpuRun>(problem, block, selected_kernels(), num_threads);
+  }
+
+ private:
+  std::string name_ = processor_name();
+};
+
+}  // namespace
+
+std::shared_ptr<core::Backend> make_backend() { return std::make_shared<CpuBackend>(); }
+
+}  // namespace keyfold::cpu

@@ -1,0 +1,82 @@
+// The CPU kernels as the backend sees them: plain functions, one set per instruction set.
+//
+// One arithmetic serves prefill and decode. A score is one chain of fused multiply-adds over
+// head_dim, a split's output one chain over its keys, its sum 16 chains (by key modulo 16) and a
+// fixed tree: vector width, row tile and schedule change nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "keyfold/tensor.hpp"
+
+namespace keyfold::cpu {
+
+inline constexpr std::int64_t kSplitLen = 512;  ///< keys per split
+inline constexpr std::int64_t kPanel = 64;      ///< keys packed side by side
+inline constexpr std::int64_t kMaxRowTile = 8;  ///< upper bound of Kernels::row_tile
+
+/// Rows of a tensor: row i, element d at data + i * row_stride + d * dim_stride (bytes).
+struct RowSource {
+  const std::byte* data = nullptr;
+  DType dtype = DType::kFloat32;
+  std::int64_t row_stride = 0;
+  std::int64_t dim_stride = 0;
+  std::int64_t dim = 0;
+};
+
+/// One split's result for a few rows, or the running state of rows: output o of `dim` floats a row
+/// (padded to a multiple of 16), maximum score m and sum l.
+struct RowState {
+  float* o = nullptr;
+  float* m = nullptr;
+  float* l = nullptr;
+};
+
+/// A tile: up to row_tile query rows against one packed split.
+struct Tile {
+  std::int64_t num_rows = 0;
+  const void* q = nullptr;   ///< packed rows, `words` 32-bit words each
+  const void* k = nullptr;   ///< packed split: panels of [words][kPanel] words
+  const float* v = nullptr;  ///< packed split: [kSplitLen][padded_value_dim]
+  std::int64_t words = 0;    ///< see Kernels::words
+  std::int64_t padded_value_dim = 0;
+  float scale = 1;
+  float softcap = 0;                     ///< 0: none
+  std::int64_t begin[kMaxRowTile] = {};  ///< visible keys of each row within the split
+  std::int64_t end[kMaxRowTile] = {};
+  const float* bias = nullptr;  ///< added to the scores, [row_tile][kSplitLen]; null: none
+  float* scores = nullptr;      ///< scratch [row_tile][kSplitLen]
+};
+
+struct Kernels {
+  const char* name;       ///< "avx512", ...
+  std::int64_t row_tile;  ///< query rows per tile
+
+  /// 32-bit words that a packed row of q or k takes: one per element, or one per bfloat16 pair
+  /// where the instruction set multiplies pairs.
+  std::int64_t (*words)(DType dtype, std::int64_t head_dim);
+  /// Packs one query row.
+  void (*pack_q)(const RowSource& q, void* packed);
+  /// Packs keys [0, count) of a panel, zeros behind. count <= kPanel.
+  void (*pack_k)(const RowSource& k, std::int64_t count, void* packed_panel);
+  /// Widens `count` rows to float32, zeros up to padded_dim.
+  void (*pack_v)(const RowSource& v, std::int64_t count, std::int64_t padded_dim, float* packed);
+  /// Reduces a tile from the empty state into `result` (num_rows rows).
+  void (*reduce)(const Tile& tile, DType dtype, const RowState& result);
+  /// Merges one row's later state into its earlier one.
+  void (*merge)(const RowState& state, const RowState& later, std::int64_t padded_dim);
+  /// The exponential that all of the above use: within 2 ulp for x from -87.33 to 0, 0 below.
+  void (*exp)(const float* x, float* result, std::int64_t count);
+};
+
+/// Names of the kernels that this machine can run, best first.
+std::vector<std::string> kernel_names();
+
+/// The best kernels, or those that KEYFOLD_CPU_ISA names; throws InvalidArgument if it names
+/// others than kernel_names().
+const Kernels& selected_kernels();
+
+}  // namespace keyfold::cpu

@@ -1,0 +1,261 @@
+// The schedules of a CPU run.
+#include "cpu/run.hpp"
+
+#include <tbb/parallel_for.h>
+
+#include <chrono>
+#include <cmath>
+
+#include "core/half.hpp"
+#include "cpu/mask.hpp"
+
+namespace keyfold::cpu {
+namespace {
+
+constexpr std::int64_t kFewRows = 32;  // rows of a group up to which splits are the tasks
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+std::int64_t rows_of(const core::Problem& problem, const core::Block& block) {
+  return (block.group_end - block.group_begin) * (block.row_end - block.row_begin) *
+         problem.group_size();
+}
+
+RowSource rows_from(const TensorView& t, std::int64_t b, std::int64_t h, std::int64_t i) {
+  const std::int64_t bytes = size_of(t.dtype);
+  return {core::element(t, b, h, i, 0), t.dtype, t.strides[2] * bytes, t.strides[3] * bytes,
+          t.sizes[3]};
+}
+
+std::int64_t this_thread() { return tbb::this_task_arena::current_thread_index(); }
+
+}  // namespace
+
+CpuRun::CpuRun(const core::Problem& problem, const core::Block& block, const Kernels& kernels,
+               int num_threads)
+    : problem_(problem),
+      block_(block),
+      kernels_(kernels),
+      arena_(num_threads),
+      workspace_(Layout(problem, kernels), rows_of(problem, block), num_threads) {}
+
+CpuRun::Row CpuRun::row_at(std::int64_t group, std::int64_t index) const {
+  const std::int64_t kv_heads = problem_.shape.num_kv_heads, heads = problem_.group_size();
+  return {group / kv_heads, group % kv_heads * heads + index % heads,
+          block_.row_begin + index / heads};
+}
+
+RowState CpuRun::state_at(std::int64_t group, std::int64_t index) const {
+  const std::int64_t per_group = (block_.row_end - block_.row_begin) * problem_.group_size();
+  return workspace_.states().at((group - block_.group_begin) * per_group + index);
+}
+
+CpuRun::Split CpuRun::split_at(std::int64_t group, std::int64_t key, std::int64_t key_end) const {
+  const auto batch = static_cast<std::size_t>(group / problem_.shape.num_kv_heads);
+  return {group, {key, std::min({key + kSplitLen, key_end, problem_.key_limit[batch]})}};
+}
+
+void CpuRun::submit(const core::Chunk& chunk, const core::KeySource& source) {
+  const auto start = std::chrono::steady_clock::now();
+  const bool few = (block_.row_end - block_.row_begin) * problem_.group_size() <= kFewRows;
+  arena_.execute([&] {
+    if (few) {
+      fold_by_splits(chunk.box, source);
+    } else {
+      fold_by_rows(chunk.box, source);
+    }
+  });
+  seconds_.push_back(
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+}
+
+double CpuRun::wait() {
+  const double seconds = seconds_.front();
+  seconds_.pop_front();
+  return seconds;
+}
+
+void CpuRun::pack_panel(const Split& split, std::int64_t panel, const core::KeySource& source,
+                        std::int64_t slot) const {
+  const std::int64_t first = split.keys.begin + panel * kPanel;
+  const std::int64_t count = std::min(kPanel, split.keys.end - first);
+  if (count <= 0) return;
+  const std::int64_t batch = split.group / problem_.shape.num_kv_heads;
+  const std::int64_t head = split.group % problem_.shape.num_kv_heads;
+  const Layout& layout = workspace_.layout();
+  kernels_.pack_k(rows_from(source.k, batch, head, first - source.first_key), count,
+                  workspace_.packed_k(slot) + panel * kPanel * layout.words);
+  kernels_.pack_v(rows_from(source.v, batch, head, first - source.first_key), count,
+                  layout.padded_value_dim,
+                  workspace_.packed_v(slot) + panel * kPanel * layout.padded_value_dim);
+}
+
+void CpuRun::pack_queries(std::int64_t group, std::int64_t begin, std::int64_t end,
+                          float* packed) const {
+  for (std::int64_t i = begin; i < end; ++i) {
+    const Row row = row_at(group, i);
+    kernels_.pack_q(rows_from(problem_.q, row.batch, row.head, row.row),
+                    packed + (i - begin) * workspace_.layout().words);
+  }
+}
+
+bool CpuRun::reduce(const Split& split, std::int64_t begin, std::int64_t end, const float* q,
+                    std::int64_t slot, const ThreadSpace& space, const RowState& result) const {
+  const std::int64_t origin = split.keys.begin;
+  Tile tile;
+  tile.num_rows = end - begin;
+  tile.q = q;
+  tile.k = workspace_.packed_k(slot);
+  tile.v = workspace_.packed_v(slot);
+  tile.words = workspace_.layout().words;
+  tile.padded_value_dim = workspace_.layout().padded_value_dim;
+  tile.scale = problem_.scale;
+  tile.softcap = problem_.softcap;
+  tile.bias = problem_.mask ? space.bias : nullptr;
+  tile.scores = space.scores;
+  bool any = false;
+  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
+    const Row row = row_at(split.group, begin + r);
+    const core::KeyRange keys = problem_.visible(row.batch, row.row).clip(split.keys);
+    if (keys.size() == 0) continue;
+    if (problem_.mask && !gather_bias(*problem_.mask, row.batch, row.head, row.row, keys.begin,
+                                      keys.end, origin, space.bias + r * kSplitLen)) {
+      continue;
+    }
+    tile.begin[r] = keys.begin - origin;
+    tile.end[r] = keys.end - origin;
+    any = true;
+  }
+  if (any) kernels_.reduce(tile, problem_.shape.dtype, result);
+  return any;
+}
+
+void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
+  const std::int64_t heads = problem_.group_size(), row_tile = kernels_.row_tile;
+  const Layout& layout = workspace_.layout();
+  const std::int64_t first_row = (box.row_begin - block_.row_begin) * heads;
+  const std::int64_t last_row = (box.row_end - block_.row_begin) * heads;
+  constexpr std::int64_t kPanels = kSplitLen / kPanel;
+
+  for (std::int64_t group = box.group_begin; group < box.group_end; ++group) {
+    for (std::int64_t key = box.key_begin; key < box.key_end; key += kPackedSplits * kSplitLen) {
+      const std::int64_t splits = std::min(kPackedSplits, ceil_div(box.key_end - key, kSplitLen));
+      tbb::parallel_for(std::int64_t{0}, splits * kPanels, [&](std::int64_t i) {
+        const std::int64_t slot = i / kPanels;
+        pack_panel(split_at(group, key + slot * kSplitLen, box.key_end), i % kPanels, source, slot);
+      });
+      const std::int64_t tasks = ceil_div(last_row - first_row, layout.task_rows);
+      tbb::parallel_for(std::int64_t{0}, tasks, [&](std::int64_t task) {
+        const ThreadSpace space = workspace_.thread(this_thread());
+        const std::int64_t begin = first_row + task * layout.task_rows;
+        const std::int64_t end = std::min(last_row, begin + layout.task_rows);
+        pack_queries(group, begin, end, space.q);
+        for (std::int64_t slot = 0; slot < splits; ++slot) {
+          const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
+          for (std::int64_t row = begin; row < end; row += row_tile) {
+            const std::int64_t tile_end = std::min(end, row + row_tile);
+            if (!reduce(split, row, tile_end, space.q + (row - begin) * layout.words, slot, space,
+                        space.result.at(0))) {
+              continue;
+            }
+            for (std::int64_t r = row; r < tile_end; ++r) {
+              kernels_.merge(state_at(group, r), space.result.at(r - row), layout.padded_value_dim);
+            }
+          }
+        }
+      });
+    }
+  }
+}
+
+void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) {
+  const std::int64_t heads = problem_.group_size(), row_tile = kernels_.row_tile;
+  const Layout& layout = workspace_.layout();
+  const std::int64_t first_row = (box.row_begin - block_.row_begin) * heads;
+  const std::int64_t rows = (box.row_end - box.row_begin) * heads;
+  const std::int64_t splits = ceil_div(box.key_end - box.key_begin, kSplitLen);
+  const std::int64_t pairs = (box.group_end - box.group_begin) * splits;
+  const std::int64_t wave = kPartialRows / rows;  // pairs of group and split, groups outermost
+  const auto group_of = [&](std::int64_t pair) { return box.group_begin + pair / splits; };
+
+  for (std::int64_t first = 0; first < pairs; first += wave) {
+    const std::int64_t last = std::min(pairs, first + wave);
+    tbb::parallel_for(first, last, [&](std::int64_t pair) {
+      const std::int64_t slot = this_thread();
+      const ThreadSpace space = workspace_.thread(slot);
+      const std::int64_t key = box.key_begin + pair % splits * kSplitLen;
+      const Split split = split_at(group_of(pair), key, box.key_end);
+      for (std::int64_t panel = 0; panel < kSplitLen / kPanel; ++panel) {
+        pack_panel(split, panel, source, slot);
+      }
+      pack_queries(split.group, first_row, first_row + rows, space.q);
+      for (std::int64_t row = 0; row < rows; row += row_tile) {
+        const std::int64_t end = std::min(rows, row + row_tile);
+        const std::int64_t partial = (pair - first) * rows + row;
+        if (reduce(split, first_row + row, first_row + end, space.q + row * layout.words, slot,
+                   space, workspace_.partials().at(partial))) {
+          continue;
+        }
+        for (std::int64_t r = 0; r < end - row; ++r) {  // nothing seen: l < 0 marks it
+          *workspace_.partials().at(partial + r).l = -1;
+        }
+      }
+    });
+    const std::int64_t groups = group_of(last - 1) - group_of(first) + 1;
+    tbb::parallel_for(std::int64_t{0}, groups * rows, [&](std::int64_t i) {
+      const std::int64_t group = group_of(first) + i / rows, row = i % rows;
+      const std::int64_t begin = std::max(first, (group - box.group_begin) * splits);
+      const std::int64_t end = std::min(last, (group - box.group_begin + 1) * splits);
+      for (std::int64_t pair = begin; pair < end; ++pair) {
+        const RowState partial = workspace_.partials().at((pair - first) * rows + row);
+        if (*partial.l < 0) continue;
+        kernels_.merge(state_at(group, first_row + row), partial, layout.padded_value_dim);
+      }
+    });
+  }
+}
+
+void CpuRun::merge(core::Run& other) {
+  const auto& from = dynamic_cast<CpuRun&>(other);
+  const RowStates& states = workspace_.states();
+  arena_.execute([&] {
+    tbb::parallel_for(std::int64_t{0}, states.rows, [&](std::int64_t row) {
+      kernels_.merge(states.at(row), from.workspace_.states().at(row), states.padded_dim);
+    });
+  });
+}
+
+void CpuRun::finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) {
+  const std::int64_t heads = problem_.group_size();
+  const std::int64_t per_group = (block_.row_end - block_.row_begin) * heads;
+  arena_.execute([&] {
+    tbb::parallel_for(std::int64_t{0}, workspace_.states().rows, [&](std::int64_t index) {
+      const std::int64_t group = block_.group_begin + index / per_group;
+      const Row row = row_at(group, index % per_group);
+      const RowState state = workspace_.states().at(index);
+      float m = *state.m, l = *state.l, weight = 1;
+      if (!problem_.sinks.empty()) {
+        const float sink = problem_.sinks[static_cast<std::size_t>(row.head)];
+        const float most = m > sink || m != m ? m : sink;
+        if (most != -INFINITY) {
+          weight = std::exp(m - most);
+          l = l * weight + std::exp(sink - most);
+          m = most;
+        }
+      }
+      const std::int64_t step = out.strides[3] * size_of(out.dtype);
+      std::byte* target = core::element(out, row.batch, row.head, row.row, 0);
+      for (std::int64_t d = 0; d < problem_.shape.value_dim; ++d) {
+        // + 0: whether a zero was summed from hidden keys must not show in its sign.
+        const float value = l == 0 ? 0.0f : weight * state.o[d] / l + 0.0f;
+        core::store_float(target + d * step, out.dtype, value);
+      }
+      if (lse) {
+        core::store_float(core::element(*lse, row.batch, row.head, row.row, 0), DType::kFloat32,
+                          l == 0 ? -INFINITY : m + std::log(l));
+      }
+    });
+  });
+}
+
+}  // namespace keyfold::cpu

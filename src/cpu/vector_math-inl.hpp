@@ -1,0 +1,83 @@
+// Vector exp, and the multiply-adds of the product kernels. Compiled once per instruction set.
+#if defined(KEYFOLD_CPU_VECTOR_MATH_INL_HPP) == defined(HWY_TARGET_TOGGLE)
+#ifdef KEYFOLD_CPU_VECTOR_MATH_INL_HPP
+#undef KEYFOLD_CPU_VECTOR_MATH_INL_HPP
+#else
+#define KEYFOLD_CPU_VECTOR_MATH_INL_HPP
+#endif
+
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace keyfold::cpu {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// exp(x) for x <= 0: 2^n * p(r) with x = n ln2 + r, |r| <= ln2 / 2, and p a degree-6 polynomial
+/// (Chebyshev fit, relative error 8e-9). Results below the normal range are 0, as subnormals would
+/// slow every multiply that follows. NaN gives NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V exp_nonpositive(D d, V x) {
+  const hn::RebindToSigned<D> di;
+  const V n = hn::Round(hn::Mul(x, hn::Set(d, 0x1.715476p+0f)));
+  V r = hn::NegMulAdd(n, hn::Set(d, 0x1.62e430p-1f), x);
+  r = hn::NegMulAdd(n, hn::Set(d, -0x1.05c610p-29f), r);
+  V p = hn::Set(d, 0x1.6d110ap-10f);
+  p = hn::MulAdd(p, r, hn::Set(d, 0x1.120b6ep-7f));
+  p = hn::MulAdd(p, r, hn::Set(d, 0x1.55551ap-5f));
+  p = hn::MulAdd(p, r, hn::Set(d, 0x1.5554dcp-3f));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.5f));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
+  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 127)));
+  const V result = hn::Mul(p, hn::BitCast(d, exponent));
+  return hn::IfThenElse(hn::Lt(x, hn::Set(d, -0x1.5d589ep+6f)), hn::Zero(d), result);
+}
+
+/// Products of float32 words.
+struct FloatWords {
+  using Word = float;
+  template <class D, class V = hn::Vec<D>>
+  static HWY_INLINE V load(D d, const Word* p) {
+    return hn::LoadU(d, p);
+  }
+  template <class D, class V = hn::Vec<D>>
+  static HWY_INLINE V broadcast(D d, Word word) {
+    return hn::Set(d, word);
+  }
+  template <class V>
+  static HWY_INLINE V multiply_add(V a, V b, V sum) {
+    return hn::MulAdd(a, b, sum);
+  }
+};
+
+#undef KEYFOLD_HAS_BF16_PAIRS
+#if HWY_TARGET == HWY_AVX3_DL
+#define KEYFOLD_HAS_BF16_PAIRS 1
+/// Products of bfloat16 pairs. Highway 1.0.3 has no such operation; the assembler form of the
+/// intrinsic needs no target attribute beyond the one this namespace is compiled for.
+struct BFloat16Pairs {
+  using Word = std::uint32_t;
+  template <class D, class V = hn::Vec<D>>
+  static HWY_INLINE V load(D d, const Word* p) {
+    return hn::BitCast(d, hn::LoadU(hn::RebindToUnsigned<D>(), p));
+  }
+  template <class D, class V = hn::Vec<D>>
+  static HWY_INLINE V broadcast(D d, Word word) {
+    return hn::BitCast(d, hn::Set(hn::RebindToUnsigned<D>(), word));
+  }
+  template <class V>
+  static HWY_INLINE V multiply_add(V a, V b, V sum) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
+    return sum;
+  }
+};
+#else
+#define KEYFOLD_HAS_BF16_PAIRS 0
+#endif
+
+}  // namespace HWY_NAMESPACE
+}  // namespace keyfold::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,113 @@
+// The scratch of a CPU run, laid out once: its size depends on the rows and the threads, never on
+// the number of keys.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <new>
+
+#include "core/problem.hpp"
+#include "cpu/kernels.hpp"
+#include "hwy/aligned_allocator.h"
+
+namespace keyfold::cpu {
+
+inline constexpr std::int64_t kPackedSplits = 4;    // splits packed together for shared rows
+inline constexpr std::int64_t kTaskTiles = 8;       // row tiles of one task
+inline constexpr std::int64_t kPartialRows = 1024;  // row states that wait to be merged
+
+/// Sizes in floats (32-bit words).
+struct Layout {
+  Layout(const core::Problem& problem, const Kernels& kernels)
+      : words(kernels.words(problem.shape.dtype, problem.shape.head_dim)),
+        padded_value_dim((problem.shape.value_dim + 15) / 16 * 16),
+        task_rows(kTaskTiles * kernels.row_tile),
+        row_tile(kernels.row_tile) {}
+
+  std::int64_t packed_k() const { return words * kSplitLen; }
+  std::int64_t packed_v() const { return padded_value_dim * kSplitLen; }
+  std::int64_t packed_split() const { return packed_k() + packed_v(); }
+  std::int64_t row_state() const { return padded_value_dim + 2; }
+  std::int64_t thread() const {
+    return round_up(task_rows * words) + 2 * row_tile * kSplitLen +
+           round_up(row_tile * row_state());
+  }
+  std::int64_t packed_splits(int num_threads) const {
+    return std::max<std::int64_t>(kPackedSplits, num_threads);
+  }
+  std::int64_t total(std::int64_t rows, int num_threads) const {
+    return round_up(rows * row_state()) + round_up(kPartialRows * row_state()) +
+           packed_splits(num_threads) * packed_split() + num_threads * thread();
+  }
+  /// Keeps what follows on a cache line of its own.
+  static std::int64_t round_up(std::int64_t floats) { return (floats + 15) / 16 * 16; }
+
+  std::int64_t words;
+  std::int64_t padded_value_dim;
+  std::int64_t task_rows;
+  std::int64_t row_tile;
+};
+
+/// `rows` row states, one after another by field.
+struct RowStates {
+  float* data = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t padded_dim = 0;
+
+  RowState at(std::int64_t row) const {
+    float* const m = data + rows * padded_dim;
+    return {data + row * padded_dim, m + row, m + rows + row};
+  }
+};
+
+/// What one thread works in.
+struct ThreadSpace {
+  float* q;
+  float* scores;
+  float* bias;
+  RowStates result;
+};
+
+class Workspace {
+ public:
+  Workspace(const Layout& layout, std::int64_t rows, int num_threads)
+      : layout_(layout),
+        memory_(hwy::AllocateAligned<float>(
+            static_cast<std::size_t>(layout.total(rows, num_threads)))) {
+    if (!memory_) throw std::bad_alloc();
+    const std::int64_t dim = layout.padded_value_dim, row_state = layout.row_state();
+    float* next = memory_.get();
+    const auto take = [&next](std::int64_t floats) {
+      return std::exchange(next, next + Layout::round_up(floats));
+    };
+    states_ = {take(rows * row_state), rows, dim};
+    partials_ = {take(kPartialRows * row_state), kPartialRows, dim};
+    packed_ = take(layout.packed_splits(num_threads) * layout.packed_split());
+    threads_ = next;
+    std::fill_n(states_.data, rows * dim, 0.0f);
+    std::fill_n(states_.data + rows * dim, rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(states_.data + rows * (dim + 1), rows, 0.0f);
+  }
+
+  const Layout& layout() const { return layout_; }
+  const RowStates& states() const { return states_; }
+  const RowStates& partials() const { return partials_; }
+  float* packed_k(std::int64_t slot) const { return packed_ + slot * layout_.packed_split(); }
+  float* packed_v(std::int64_t slot) const { return packed_k(slot) + layout_.packed_k(); }
+  ThreadSpace thread(std::int64_t index) const {
+    float* const q = threads_ + index * layout_.thread();
+    float* const scores = q + Layout::round_up(layout_.task_rows * layout_.words);
+    float* const bias = scores + layout_.row_tile * kSplitLen;
+    float* const result = bias + layout_.row_tile * kSplitLen;
+    return {q, scores, bias, {result, layout_.row_tile, layout_.padded_value_dim}};
+  }
+
+ private:
+  Layout layout_;
+  hwy::AlignedFreeUniquePtr<float[]> memory_;
+  RowStates states_, partials_;
+  float* packed_ = nullptr;
+  float* threads_ = nullptr;
+};
+
+}  // namespace keyfold::cpu
