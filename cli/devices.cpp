@@ -1,0 +1,71 @@
+// keyfold devices: what can run attention here.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <keyfold/plan.hpp>
+
+#include "command.hpp"
+#include "numbers.hpp"
+
+namespace keyfold::cli {
+namespace {
+
+class DevicesCommand : public Command {
+ public:
+  CLI::App* add_to(CLI::App& app) override {
+    CLI::App* command = app.add_subcommand("devices", "List what can run attention here");
+    command->add_flag("--json", json_, "Print one JSON document on stdout instead of text");
+    command->footer(
+        "The first device is the default. Pass a backend's name to --backend or KEYFOLD_BACKEND to "
+        "choose another.\n\nExample:\n  keyfold devices --json");
+    return command;
+  }
+
+  ExitCode run(const Context&) override {
+    const std::vector<DeviceInfo> all = devices();
+    if (json_) {
+      print_json(as_json(all));
+    } else {
+      for (const DeviceInfo& device : all) print(device);
+    }
+    return kOk;
+  }
+
+ private:
+  static std::vector<std::string_view> dtype_names(const DeviceInfo& device) {
+    std::vector<std::string_view> names;
+    for (const DType dtype : device.dtypes) names.push_back(name_of(dtype));
+    return names;
+  }
+
+  static void print(const DeviceInfo& device) {
+    fmt::print("{}: {}\n", device.backend, device.name);
+    fmt::print("  kernel     {} (of {})\n", device.kernel, fmt::join(device.kernels, ", "));
+    if (device.num_threads > 0) fmt::print("  threads    {}\n", device.num_threads);
+    fmt::print("  memory     {}\n", readable_bytes(device.memory_bytes));
+    fmt::print("  dtypes     {}\n", fmt::join(dtype_names(device), ", "));
+    fmt::print("  head_dim   1 to {}\n", device.max_head_dim);
+  }
+
+  static nlohmann::ordered_json as_json(const std::vector<DeviceInfo>& all) {
+    auto list = nlohmann::ordered_json::array();
+    for (const DeviceInfo& device : all)
+      list.push_back({{"backend", device.backend},
+                      {"name", device.name},
+                      {"kernel", device.kernel},
+                      {"kernels", device.kernels},
+                      {"num_threads", device.num_threads},
+                      {"memory_bytes", device.memory_bytes},
+                      {"max_head_dim", device.max_head_dim},
+                      {"dtypes", dtype_names(device)}});
+    return {{"devices", list}};
+  }
+
+  bool json_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Command> devices_command() { return std::make_unique<DevicesCommand>(); }
+
+}  // namespace keyfold::cli
