@@ -25,7 +25,7 @@ struct Result {
   double budget_ms = 0;
   int num_threads = 0;              ///< of the CPU backend, else 0
   double pairs = 0;                 ///< visible query-key pairs, all heads
-  std::optional<Ceilings> machine;  ///< of the CPU backend
+  std::optional<Ceilings> machine;  ///< measured for the CPU backend only
 };
 
 /// Bytes of k and v, as a number that cannot overflow.
@@ -70,6 +70,8 @@ class BenchCommand : public Command {
     run_.add_to(*command);
     add_length(*command, "--runs", runs_, {1, 100000}, "Runs that are timed");
     add_length(*command, "--warmup", warmup_, {0, 100000}, "Runs before them that are not");
+    command->add_flag("--no-ceilings", no_ceilings_,
+                      "Do not measure the machine's FMA peak and read bandwidth");
     plot_.add_to(*command, "Draw the device time of every dispatch against the budget");
     command->footer(
         "GFLOP/s counts 2 * (head_dim + value_dim) for each visible pair; GB/s counts k and v "
@@ -107,12 +109,16 @@ class BenchCommand : public Command {
     result.num_threads = cpu_threads(plan.backend, options.run);
     result.pairs = visible_pairs(shape, options);
 
-    const int fillers = std::max(result.num_threads, 1);
     const AttentionShape& s = shape;
-    const RandomTensor q(s.dtype, {s.batch, s.num_heads, s.q_len, s.head_dim}, 1, fillers);
-    const RandomTensor k(s.dtype, {s.batch, s.num_kv_heads, s.kv_len, s.head_dim}, 2, fillers);
-    const RandomTensor v(s.dtype, {s.batch, s.num_kv_heads, s.kv_len, s.value_dim}, 3, fillers);
-    const RandomTensor out(s.dtype, {s.batch, s.num_heads, s.q_len, s.value_dim}, 4, fillers);
+    const auto tensor = [&](std::int64_t heads, std::int64_t len, std::int64_t dim,
+                            std::uint64_t seed) {
+      return RandomTensor(s.dtype, {s.batch, heads, len, dim}, seed,
+                          std::max(result.num_threads, 1), context.stop_token);
+    };
+    const RandomTensor q = tensor(s.num_heads, s.q_len, s.head_dim, 1);
+    const RandomTensor k = tensor(s.num_kv_heads, s.kv_len, s.head_dim, 2);
+    const RandomTensor v = tensor(s.num_kv_heads, s.kv_len, s.value_dim, 3);
+    const RandomTensor out = tensor(s.num_heads, s.q_len, s.value_dim, 4);
 
     ProgressBar bar(run_.wants_progress(context), "bench");
     for (std::int64_t i = 0; i < warmup_ + runs_; ++i) {
@@ -132,7 +138,9 @@ class BenchCommand : public Command {
       result.dispatch_ms.push_back(std::move(dispatch_ms));
     }
     std::ranges::sort(result.times_ms);
-    if (result.num_threads > 0) result.machine = measure_ceilings(result.num_threads);
+    if (result.num_threads > 0 && !no_ceilings_)
+      result.machine =
+          measure_ceilings(result.num_threads, [&] { check_stop(context.stop_token); });
     return result;
   }
 
@@ -200,6 +208,7 @@ class BenchCommand : public Command {
   RunFlags run_;
   PlotFlag plot_;
   std::int64_t runs_ = 5, warmup_ = 1;
+  bool no_ceilings_ = false;
 };
 
 }  // namespace

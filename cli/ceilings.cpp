@@ -77,12 +77,13 @@ HWY_EXPORT(run_sum);
 
 constexpr int kRuns = 5;
 
-double measure_fma(int num_threads) {
+double measure_fma(int num_threads, const std::function<void()>& between) {
   constexpr std::int64_t kIterations = 4'000'000;
   std::vector<float> sinks(static_cast<std::size_t>(num_threads));
   std::atomic<double> flops_per_thread = 0;
   double best = 0;
   for (int run = 0; run < kRuns; ++run) {
+    between();
     const double seconds = timed_on_threads(num_threads, [&](int thread) {
       flops_per_thread =
           HWY_DYNAMIC_DISPATCH(run_fma)(kIterations, sinks[static_cast<std::size_t>(thread)]);
@@ -111,7 +112,7 @@ class Pages {
   void* data_;
 };
 
-double measure_read(int num_threads) {
+double measure_read(int num_threads, const std::function<void()>& between) {
   constexpr std::size_t kMost = std::size_t{1} << 30, kGrain = 4096;
   const auto threads = static_cast<std::size_t>(num_threads);
   const auto free_bytes = static_cast<std::size_t>(memory_available());
@@ -126,6 +127,7 @@ double measure_read(int num_threads) {
   timed_on_threads(num_threads, [&](int thread) { std::fill_n(part(thread), count, 1.0F); });
   double best = 0;
   for (int run = 0; run < kRuns; ++run) {
+    between();
     const double seconds = timed_on_threads(num_threads, [&](int thread) {
       sinks[static_cast<std::size_t>(thread)] = HWY_DYNAMIC_DISPATCH(run_sum)(part(thread), count);
     });
@@ -155,8 +157,9 @@ double timed_on_threads(int num_threads, const std::function<void(int)>& work) {
       .count();
 }
 
-Ceilings measure_ceilings(int num_threads) {
-  return {.fma_gflops = measure_fma(num_threads), .read_gbs = measure_read(num_threads)};
+Ceilings measure_ceilings(int num_threads, const std::function<void()>& between) {
+  return {.fma_gflops = measure_fma(num_threads, between),
+          .read_gbs = measure_read(num_threads, between)};
 }
 
 }  // namespace keyfold::cli

@@ -13,8 +13,9 @@ struct Ceilings {
 };
 
 /// Measures them with the widest vectors of this CPU: the best of several runs, under two seconds
-/// in all. Uses a buffer of 1 GiB, or of a quarter of the free memory where that is less.
-Ceilings measure_ceilings(int num_threads);
+/// in all. Uses a buffer of 1 GiB, or of a quarter of the free memory where that is less. Calls
+/// `between` before each run; what it throws passes through.
+Ceilings measure_ceilings(int num_threads, const std::function<void()>& between);
 
 /// Calls work(thread) for 0 to num_threads - 1, each on its own thread, all released together.
 /// Returns the seconds from the first start to the last end.

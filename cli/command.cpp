@@ -55,6 +55,10 @@ RunOptions RunFlags::options(const Context& context) const {
   return run;
 }
 
+void check_stop(const std::stop_token& stop_token) {
+  if (stop_token.stop_requested()) throw Cancelled("cancelled; nothing was written", {});
+}
+
 void print_json(const nlohmann::ordered_json& json) { fmt::print("{}\n", json.dump(2)); }
 
 nlohmann::ordered_json as_json(const Report& report) {

@@ -69,6 +69,10 @@ struct RunFlags {
   bool wants_progress(const Context& context) const { return context.terminal && !no_progress; }
 };
 
+/// Throws Cancelled when the token is set; for the parts of a command that the library does not
+/// run.
+void check_stop(const std::stop_token& stop_token);
+
 /// Prints a JSON document and a newline on stdout.
 void print_json(const nlohmann::ordered_json& json);
 /// How a call ran, for --json.

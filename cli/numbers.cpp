@@ -11,12 +11,13 @@ namespace {
 constexpr std::int64_t kNoMax = std::numeric_limits<std::int64_t>::max();
 
 std::string expected(Range range) {
-  constexpr const char* kUnits = "K, M and G multiply by 1024";
-  if (range.max == kNoMax && range.min == -kNoMax)
-    return fmt::format("a whole number ({})", kUnits);
-  if (range.max == kNoMax)
-    return fmt::format("a whole number of at least {} ({})", range.min, kUnits);
-  return fmt::format("a whole number from {} to {} ({})", range.min, range.max, kUnits);
+  constexpr std::int64_t kUnbounded = std::int64_t{1} << 60;  // nobody means such a bound
+  std::string text = "a whole number";
+  if (range.max < kUnbounded)
+    text += fmt::format(" from {} to {}", range.min, range.max);
+  else if (range.min > -kUnbounded)
+    text += fmt::format(" of at least {}", range.min);
+  return text + " (K, M and G multiply by 1024)";
 }
 
 }  // namespace

@@ -53,12 +53,14 @@ std::string plot_plan(const AttentionShape& shape, const AttentionOptions& optio
     if (plan.chunks[i].group_begin == 0) drawn.push_back(i);
 
   Svg svg(kWidth, kHeight, "Chunks over the query x key plane",
-          "Each box is one dispatch; paler boxes run earlier.");
+          "Each box is one dispatch; fainter boxes run earlier.");
   const std::int64_t groups = shape.batch * shape.num_kv_heads;
-  svg.text(20, 50,
-           fmt::format("{} dispatches in all, {} of them on group 0 of {}; {}, budget {:.4g} ms",
-                       plan.chunks.size(), drawn.size(), groups, plan.kernel, plan.budget_ms),
-           "note");
+  svg.text(
+      20, 50,
+      fmt::format("{} dispatches in all, {} of them on the first of {} key/value heads, which is "
+                  "drawn; {}, budget {:.4g} ms",
+                  plan.chunks.size(), drawn.size(), groups, plan.kernel, plan.budget_ms),
+      "note");
 
   const Scale x{std::max(1.0, static_cast<double>(shape.kv_len)), kLeft, kRight};
   const Scale y{static_cast<double>(shape.q_len), kTop, kBottom};
@@ -69,8 +71,8 @@ std::string plot_plan(const AttentionShape& shape, const AttentionOptions& optio
     const double top = y(static_cast<double>(box.row_begin));
     const double width = x(static_cast<double>(box.key_end)) - left;
     const double height = y(static_cast<double>(box.row_end)) - top;
-    // A pixel of air between boxes, as long as that leaves something of the box.
-    const double gap_x = std::min(1.0, width / 4), gap_y = std::min(1.0, height / 4);
+    // A pixel of air between boxes that have it to spare.
+    const double gap_x = width > 2 ? 1 : 0, gap_y = height > 2 ? 1 : 0;
     const double fraction = static_cast<double>(turn) / static_cast<double>(drawn.size());
     svg.rect(left, top, width - gap_x, height - gap_y, "blue " + step_class(fraction),
              fmt::format("dispatch {}: rows {} to {}, keys {} to {}", drawn[turn] + 1,

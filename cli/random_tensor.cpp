@@ -1,8 +1,10 @@
 #include "random_tensor.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "ceilings.hpp"
+#include "command.hpp"
 
 namespace keyfold::cli {
 namespace {
@@ -28,14 +30,19 @@ Bits element(std::uint64_t random, int mantissa_bits, std::uint64_t exponent_of_
 
 }  // namespace
 
-RandomTensor::RandomTensor(DType dtype, const Dims& sizes, std::uint64_t seed, int num_threads)
+RandomTensor::RandomTensor(DType dtype, const Dims& sizes, std::uint64_t seed, int num_threads,
+                           const std::stop_token& stop_token)
     : data_(std::make_unique_for_overwrite<std::byte[]>(
           static_cast<std::size_t>(count_of(sizes) * size_of(dtype)))),
       view_(data_.get(), dtype, sizes) {
   const std::int64_t count = count_of(sizes), part = count / num_threads;
   timed_on_threads(num_threads, [&](int thread) {
-    fill(part * thread, thread + 1 == num_threads ? count : part * (thread + 1), mixed(seed));
+    constexpr std::int64_t kStep = 1 << 20;  // elements between two looks at the token
+    const std::int64_t end = thread + 1 == num_threads ? count : part * (thread + 1);
+    for (std::int64_t i = part * thread; i < end && !stop_token.stop_requested(); i += kStep)
+      fill(i, std::min(i + kStep, end), mixed(seed));
   });
+  check_stop(stop_token);
 }
 
 void RandomTensor::fill(std::int64_t begin, std::int64_t end, std::uint64_t seed) {

@@ -13,7 +13,9 @@ Tool::Tool()
   app_.require_subcommand(1);
   app_.set_help_flag("-h,--help", "Print this help and exit");
   app_.get_formatter()->column_width(30);
-  app_.failure_message(CLI::FailureMessage::simple);
+  app_.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("keyfold: {}\n", error.what());
+  });
   app_.footer(
       "'keyfold COMMAND --help' explains a command. Lengths may be written as 128K or 1M "
       "(multiples of 1024).\nExit codes: 0 done, 1 the work failed, 2 a wrong argument.");
