@@ -1,0 +1,174 @@
+#include "induction.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+namespace keyfold::cli {
+namespace {
+
+/// Mixes all 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood 2014).
+std::uint64_t mix(std::uint64_t x) {
+  x += 0x9E3779B97F4A7C15;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
+  return x ^ (x >> 31);
+}
+
+/// The bits of 1 and of 2 in a dtype.
+struct Magnitudes {
+  std::uint32_t one, two;
+};
+
+Magnitudes magnitudes(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16: return {0x3C00, 0x4000};
+    case DType::kBFloat16: return {0x3F80, 0x4000};
+    default: return {0x3F800000, 0x40000000};
+  }
+}
+
+/// Writes `count` elements of +magnitude or -magnitude, as the bits that follow from `state` say.
+template <class Bits>
+void write_signs(std::byte* to, std::int64_t count, std::uint64_t state, std::uint32_t magnitude) {
+  constexpr int kSignShift = 8 * sizeof(Bits) - 1;
+  auto* elements = reinterpret_cast<Bits*>(to);
+  std::uint64_t word = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (i % 64 == 0) word = state = mix(state);
+    elements[i] = static_cast<Bits>(magnitude | ((word & 1) << kSignShift));
+    word >>= 1;
+  }
+}
+
+void write_signs(DType dtype, std::byte* to, std::int64_t count, std::uint64_t state,
+                 std::uint32_t magnitude) {
+  if (dtype == DType::kFloat32)
+    write_signs<std::uint32_t>(to, count, state, magnitude);
+  else
+    write_signs<std::uint16_t>(to, count, state, magnitude);
+}
+
+float read_float16(std::uint16_t bits) {
+  const std::uint32_t sign = (bits & 0x8000U) << 16;
+  const std::uint32_t rest = bits & 0x7FFFU;
+  if (rest >= 0x7C00) return std::bit_cast<float>(sign | 0x7F800000 | (rest << 13));
+  constexpr float kRebias = 0x1p112F;  // binary32's exponent bias less binary16's
+  return std::bit_cast<float>(
+      sign | std::bit_cast<std::uint32_t>(std::bit_cast<float>(rest << 13) * kRebias));
+}
+
+float read_element(DType dtype, const std::byte* from, std::int64_t index) {
+  if (dtype == DType::kFloat32) return reinterpret_cast<const float*>(from)[index];
+  const std::uint16_t bits = reinterpret_cast<const std::uint16_t*>(from)[index];
+  if (dtype == DType::kFloat16) return read_float16(bits);
+  return std::bit_cast<float>(std::uint32_t{bits} << 16);
+}
+
+}  // namespace
+
+std::int64_t InductionHeads::cache_bytes(const HeadShape& shape, std::int64_t capacity) {
+  return 2 * shape.num_kv_heads * capacity * shape.head_dim * size_of(shape.dtype);
+}
+
+InductionHeads::InductionHeads(const HeadShape& shape, std::uint64_t seed, std::int64_t capacity)
+    : shape_(shape), seed_(mix(seed)), capacity_(capacity) {
+  const auto bytes = static_cast<std::size_t>(cache_bytes(shape, capacity) / 2);
+  keys_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
+  values_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
+  text_.reserve(static_cast<std::size_t>(capacity));
+  value_codes_.resize(static_cast<std::size_t>(shape.num_kv_heads * 256 * row_bytes()));
+  for (std::int64_t code = 0; code < shape.num_kv_heads * 256; ++code)
+    write_signs(shape.dtype, value_codes_.data() + code * row_bytes(), shape.head_dim,
+                mix(seed_ ^ static_cast<std::uint64_t>(code)), magnitudes(shape.dtype).one);
+}
+
+void InductionHeads::append(std::string_view bytes) {
+  for (const char byte : bytes) {
+    const auto position = static_cast<std::int64_t>(text_.size());
+    const Suffixes before = suffixes(position);
+    for (std::int64_t head = 0; head < shape_.num_kv_heads; ++head) {
+      const std::int64_t row = (head * capacity_ + position) * row_bytes();
+      write_code(keys_.get() + row, before, head, kOrders.size());
+      std::memcpy(values_.get() + row, value_code(head, byte),
+                  static_cast<std::size_t>(row_bytes()));
+    }
+    text_.push_back(byte);
+  }
+}
+
+TensorView InductionHeads::cache_view(const std::byte* data) const {
+  const auto size = static_cast<std::int64_t>(text_.size());
+  return {data,
+          shape_.dtype,
+          {1, shape_.num_kv_heads, size, shape_.head_dim},
+          dense_strides({1, shape_.num_kv_heads, capacity_, shape_.head_dim})};
+}
+
+TensorView InductionHeads::queries(std::int64_t count) {
+  query_count_ = count;
+  queries_.resize(static_cast<std::size_t>(shape_.num_heads * count * row_bytes()));
+  output_.resize(queries_.size());
+  const std::int64_t group = shape_.num_heads / shape_.num_kv_heads;
+  const std::int64_t first = static_cast<std::int64_t>(text_.size()) - count;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Suffixes with_row = suffixes(first + i + 1);
+    for (std::int64_t head = 0; head < shape_.num_heads; ++head)
+      write_code(queries_.data() + (head * count + i) * row_bytes(), with_row, head / group,
+                 static_cast<std::size_t>(head % group) % kOrders.size());
+  }
+  return {queries_.data(), shape_.dtype, {1, shape_.num_heads, count, shape_.head_dim}};
+}
+
+MutableTensorView InductionHeads::output() {
+  return {output_.data(), shape_.dtype, {1, shape_.num_heads, query_count_, shape_.head_dim}};
+}
+
+char InductionHeads::next_byte() const {
+  std::array<float, 256> similarity{};
+  const std::int64_t group = shape_.num_heads / shape_.num_kv_heads;
+  for (std::int64_t head = 0; head < shape_.num_heads; ++head) {
+    const std::byte* row = output_.data() + ((head + 1) * query_count_ - 1) * row_bytes();
+    for (std::size_t byte = 0; byte < similarity.size(); ++byte) {
+      const std::byte* code = value_code(head / group, static_cast<char>(byte));
+      for (std::int64_t d = 0; d < shape_.head_dim; ++d)
+        similarity[byte] +=
+            read_element(shape_.dtype, row, d) * read_element(shape_.dtype, code, d);
+    }
+  }
+  return static_cast<char>(std::max_element(similarity.begin(), similarity.end()) -
+                           similarity.begin());
+}
+
+/// Hashes of the kOrders[i] bytes before `position` (or as many as there are).
+InductionHeads::Suffixes InductionHeads::suffixes(std::int64_t position) const {
+  Suffixes hashes;
+  std::uint64_t hash = seed_;
+  std::int64_t length = 0;
+  for (std::size_t i = 0; i < kOrders.size(); ++i) {
+    for (; length < kOrders[i] && length < position; ++length)
+      hash = mix(hash ^ static_cast<unsigned char>(
+                            text_[static_cast<std::size_t>(position - length - 1)]));
+    hashes[i] = hash;
+  }
+  return hashes;
+}
+
+void InductionHeads::write_code(std::byte* row, const Suffixes& suffixes, std::int64_t kv_head,
+                                std::size_t doubled_order) const {
+  constexpr auto kSlices = static_cast<std::int64_t>(kOrders.size());
+  const auto [one, two] = magnitudes(shape_.dtype);
+  for (std::size_t i = 0; i < kOrders.size(); ++i) {
+    const std::int64_t begin = shape_.head_dim * static_cast<std::int64_t>(i) / kSlices;
+    const std::int64_t end = shape_.head_dim * static_cast<std::int64_t>(i + 1) / kSlices;
+    const std::uint64_t salt = static_cast<std::uint64_t>(kv_head) * kOrders.size() + i;
+    write_signs(shape_.dtype, row + begin * size_of(shape_.dtype), end - begin,
+                mix(suffixes[i] ^ mix(salt)), i == doubled_order ? two : one);
+  }
+}
+
+const std::byte* InductionHeads::value_code(std::int64_t kv_head, char byte) const {
+  return value_codes_.data() + (kv_head * 256 + static_cast<unsigned char>(byte)) * row_bytes();
+}
+
+}  // namespace keyfold::cli
