@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstring>
 
+#include "core/half.hpp"
+
 namespace keyfold::cli {
 namespace {
 
@@ -15,54 +17,34 @@ std::uint64_t mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-/// The bits of 1 and of 2 in a dtype.
-struct Magnitudes {
-  std::uint32_t one, two;
-};
-
-Magnitudes magnitudes(DType dtype) {
+std::uint32_t bits_of(DType dtype, float value) {
   switch (dtype) {
-    case DType::kFloat16: return {0x3C00, 0x4000};
-    case DType::kBFloat16: return {0x3F80, 0x4000};
-    default: return {0x3F800000, 0x40000000};
+    case DType::kFloat16: return core::float_to_float16(value);
+    case DType::kBFloat16: return core::float_to_bfloat16(value);
+    default: return std::bit_cast<std::uint32_t>(value);
   }
 }
 
-/// Writes `count` elements of +magnitude or -magnitude, as the bits that follow from `state` say.
+/// Writes `count` elements whose signs follow from `state`; `positive` is the element without one.
 template <class Bits>
-void write_signs(std::byte* to, std::int64_t count, std::uint64_t state, std::uint32_t magnitude) {
+void write_signs(std::byte* to, std::int64_t count, std::uint64_t state, std::uint32_t positive) {
   constexpr int kSignShift = 8 * sizeof(Bits) - 1;
   auto* elements = reinterpret_cast<Bits*>(to);
   std::uint64_t word = 0;
   for (std::int64_t i = 0; i < count; ++i) {
     if (i % 64 == 0) word = state = mix(state);
-    elements[i] = static_cast<Bits>(magnitude | ((word & 1) << kSignShift));
+    elements[i] = static_cast<Bits>(positive | ((word & 1) << kSignShift));
     word >>= 1;
   }
 }
 
+/// The same, of +magnitude and -magnitude in a dtype.
 void write_signs(DType dtype, std::byte* to, std::int64_t count, std::uint64_t state,
-                 std::uint32_t magnitude) {
+                 float magnitude) {
   if (dtype == DType::kFloat32)
-    write_signs<std::uint32_t>(to, count, state, magnitude);
+    write_signs<std::uint32_t>(to, count, state, bits_of(dtype, magnitude));
   else
-    write_signs<std::uint16_t>(to, count, state, magnitude);
-}
-
-float read_float16(std::uint16_t bits) {
-  const std::uint32_t sign = (bits & 0x8000U) << 16;
-  const std::uint32_t rest = bits & 0x7FFFU;
-  if (rest >= 0x7C00) return std::bit_cast<float>(sign | 0x7F800000 | (rest << 13));
-  constexpr float kRebias = 0x1p112F;  // binary32's exponent bias less binary16's
-  return std::bit_cast<float>(
-      sign | std::bit_cast<std::uint32_t>(std::bit_cast<float>(rest << 13) * kRebias));
-}
-
-float read_element(DType dtype, const std::byte* from, std::int64_t index) {
-  if (dtype == DType::kFloat32) return reinterpret_cast<const float*>(from)[index];
-  const std::uint16_t bits = reinterpret_cast<const std::uint16_t*>(from)[index];
-  if (dtype == DType::kFloat16) return read_float16(bits);
-  return std::bit_cast<float>(std::uint32_t{bits} << 16);
+    write_signs<std::uint16_t>(to, count, state, bits_of(dtype, magnitude));
 }
 
 }  // namespace
@@ -80,7 +62,7 @@ InductionHeads::InductionHeads(const HeadShape& shape, std::uint64_t seed, std::
   value_codes_.resize(static_cast<std::size_t>(shape.num_kv_heads * 256 * row_bytes()));
   for (std::int64_t code = 0; code < shape.num_kv_heads * 256; ++code)
     write_signs(shape.dtype, value_codes_.data() + code * row_bytes(), shape.head_dim,
-                mix(seed_ ^ static_cast<std::uint64_t>(code)), magnitudes(shape.dtype).one);
+                mix(seed_ ^ static_cast<std::uint64_t>(code)), 1);
 }
 
 void InductionHeads::append(std::string_view bytes) {
@@ -126,14 +108,15 @@ MutableTensorView InductionHeads::output() {
 
 char InductionHeads::next_byte() const {
   std::array<float, 256> similarity{};
+  const std::int64_t size = size_of(shape_.dtype);
   const std::int64_t group = shape_.num_heads / shape_.num_kv_heads;
   for (std::int64_t head = 0; head < shape_.num_heads; ++head) {
     const std::byte* row = output_.data() + ((head + 1) * query_count_ - 1) * row_bytes();
     for (std::size_t byte = 0; byte < similarity.size(); ++byte) {
       const std::byte* code = value_code(head / group, static_cast<char>(byte));
-      for (std::int64_t d = 0; d < shape_.head_dim; ++d)
+      for (std::int64_t d = 0; d < shape_.head_dim * size; d += size)
         similarity[byte] +=
-            read_element(shape_.dtype, row, d) * read_element(shape_.dtype, code, d);
+            core::load_float(row + d, shape_.dtype) * core::load_float(code + d, shape_.dtype);
     }
   }
   return static_cast<char>(std::max_element(similarity.begin(), similarity.end()) -
@@ -157,13 +140,12 @@ InductionHeads::Suffixes InductionHeads::suffixes(std::int64_t position) const {
 void InductionHeads::write_code(std::byte* row, const Suffixes& suffixes, std::int64_t kv_head,
                                 std::size_t doubled_order) const {
   constexpr auto kSlices = static_cast<std::int64_t>(kOrders.size());
-  const auto [one, two] = magnitudes(shape_.dtype);
   for (std::size_t i = 0; i < kOrders.size(); ++i) {
     const std::int64_t begin = shape_.head_dim * static_cast<std::int64_t>(i) / kSlices;
     const std::int64_t end = shape_.head_dim * static_cast<std::int64_t>(i + 1) / kSlices;
     const std::uint64_t salt = static_cast<std::uint64_t>(kv_head) * kOrders.size() + i;
     write_signs(shape_.dtype, row + begin * size_of(shape_.dtype), end - begin,
-                mix(suffixes[i] ^ mix(salt)), i == doubled_order ? two : one);
+                mix(suffixes[i] ^ mix(salt)), i == doubled_order ? 2 : 1);
   }
 }
 
