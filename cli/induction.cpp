@@ -97,7 +97,7 @@ TensorView InductionHeads::queries(std::int64_t count) {
     const Suffixes with_row = suffixes(first + i + 1);
     for (std::int64_t head = 0; head < shape_.num_heads; ++head)
       write_code(queries_.data() + (head * count + i) * row_bytes(), with_row, head / group,
-                 static_cast<std::size_t>(head % group) % kOrders.size());
+                 kOrders.size() - 1 - static_cast<std::size_t>(head % group) % kOrders.size());
   }
   return {queries_.data(), shape_.dtype, {1, shape_.num_heads, count, shape_.head_dim}};
 }
