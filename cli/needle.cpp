@@ -9,7 +9,7 @@
 
 #include "command.hpp"
 #include "haystack.hpp"
-#include "io/atomic_file.hpp"
+#include "memory.hpp"
 #include "needle_report.hpp"
 #include "numbers.hpp"
 #include "progress.hpp"
@@ -64,8 +64,7 @@ class NeedleCommand : public Command {
 
   ExitCode run(const Context& context) override {
     check();
-    std::optional<io::AtomicFile> plot;
-    if (!plot_.empty()) plot.emplace(plot_);
+    plot_.open();
     const std::vector<std::string> paths =
         files_.empty() ? std::vector<std::string>{kDefaultText} : files_;
     const Haystack haystack = read_haystack(
@@ -77,12 +76,7 @@ class NeedleCommand : public Command {
     const auto passed = std::count_if(results.begin(), results.end(),
                                       [](const NeedleResult& result) { return result.passed(); });
     const bool all = passed == static_cast<std::ptrdiff_t>(results.size());
-    if (plot) {
-      const std::string svg = heat_map(results, setting(results.front().answer));
-      plot->write(std::as_bytes(std::span(svg)));
-      plot->finish();
-      plot->publish();
-    }
+    plot_.write([&] { return heat_map(results, setting(results.front().answer)); });
     if (run_.json) {
       print_json(as_json(haystack, paths, results, all));
     } else {
@@ -105,7 +99,7 @@ class NeedleCommand : public Command {
                                                  kDefaultText));
     const std::int64_t longest = *std::max_element(contexts_.begin(), contexts_.end());
     const std::int64_t needed = InductionHeads::cache_bytes(shape_, longest);
-    const std::int64_t available = available_bytes();
+    const std::int64_t available = memory_available();
     if (available > 0 && needed > available)
       throw RunError(
           ErrorCode::kOutOfMemory,
@@ -171,7 +165,7 @@ class NeedleCommand : public Command {
   std::string dtype_ = "float16";
   HeadShape shape_;
   std::int64_t seed_ = 1;
-  std::string plot_;
+  PlotFlag plot_;
   RunFlags run_;
 };
 

@@ -4,24 +4,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
 #include <keyfold/attention.hpp>
 #include <random>
 
+#include "memory.hpp"
+
 namespace keyfold::cli {
 namespace {
-
-/// A value in kB from one of Linux's /proc files, in bytes; 0 if it is not there.
-std::int64_t proc_bytes(const char* path, std::string_view key) {
-  std::ifstream file(path);
-  for (std::string name; file >> name;
-       file.ignore(std::numeric_limits<std::streamsize>::max(), '\n'))
-    if (std::int64_t kib = 0; name == key && file >> kib) return kib << 10;
-  return 0;
-}
-
-/// Makes VmHWM count from here; where it may not be reset, the peak is that of the whole run.
-void reset_peak() { std::ofstream("/proc/self/clear_refs") << "5"; }
 
 double ms_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
@@ -83,7 +72,7 @@ Answer answer(std::string_view text, const HeadShape& shape, std::uint64_t seed,
   const std::int64_t capacity = length + static_cast<std::int64_t>(kMaxAnswer);
 
   Answer result;
-  reset_peak();
+  reset_peak_memory();
   result.cache_bytes = InductionHeads::cache_bytes(shape, capacity);
   InductionHeads heads(shape, seed, capacity);
   embed(heads, text, run.stop_token, [&](double done) { report(kEmbedShare * done); });
@@ -118,10 +107,8 @@ Answer answer(std::string_view text, const HeadShape& shape, std::uint64_t seed,
     byte = next_byte(1);
     report(1);
   }
-  result.peak_bytes = proc_bytes("/proc/self/status", "VmHWM:");
+  result.peak_bytes = peak_memory();
   return result;
 }
-
-std::int64_t available_bytes() { return proc_bytes("/proc/meminfo", "MemAvailable:"); }
 
 }  // namespace keyfold::cli

@@ -53,7 +53,4 @@ inline constexpr std::size_t kMaxAnswer = 32;
 Answer answer(std::string_view text, const HeadShape& shape, std::uint64_t seed,
               const RunOptions& run, const std::function<void(double)>& progress = {});
 
-/// Memory that the system could still give, in bytes; 0: unknown.
-std::int64_t available_bytes();
-
 }  // namespace keyfold::cli
