@@ -46,8 +46,7 @@ class NeedleCommand : public Command {
     add_length(*command, "--head-dim", shape_.head_dim,
                {.min = InductionHeads::kMinHeadDim, .max = 576}, "Dimensions of a head, 64 to 576");
     add_length(*command, "--seed", seed_, {.min = 0}, "Chooses the facts and the codes");
-    command->add_option("--plot", plot_, "Draw the depth x context heat map")
-        ->type_name("FILE.svg");
+    plot_.add_to(*command, "Draw the depth x context heat map");
     run_.add_to(*command);
     command->footer(
         "The heads are built by hand (an induction head): a key stands for the last 24 bytes "
