@@ -37,7 +37,7 @@ class Errors {
 
   std::string verdict(const char* what, double least_magnitude) const {
     if (count_ == 0) return "";
-    const double n = static_cast<double>(count_), unit = kFloorUnits * rounding_unit(dtype_);
+    const double n = static_cast<double>(count_), unit = rounding_unit(dtype_);
     const double rms = std::sqrt(square_ / n), naive_rms = std::sqrt(naive_square_ / n);
     const double floor = unit * std::max(magnitude_, least_magnitude);
     const double rms_floor = unit * std::max(std::sqrt(exact_square_ / n), least_magnitude);
@@ -54,8 +54,6 @@ class Errors {
   }
 
  private:
-  static constexpr double kFloorUnits = 4;
-
   DType dtype_;
   double largest_ = 0, naive_largest_ = 0, square_ = 0, naive_square_ = 0;
   double magnitude_ = 0, exact_square_ = 0;
@@ -64,7 +62,7 @@ class Errors {
 
 std::string element_name(const char* what, const Dims& i) {
   std::string text = what;
-  for (const std::int64_t x : i) text += "[" + std::to_string(x) + "]";
+  for (const std::int64_t x : i) text.append("[").append(std::to_string(x)).append("]");
   return text;
 }
 
