@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "../io/files.hpp"
+#include "command.hpp"
 
 namespace keyfold::cli::test {
 

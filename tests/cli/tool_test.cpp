@@ -33,7 +33,7 @@ TEST(Tool, WrongUseNamesTheArgumentAndTheHelp) {
     const char* named;
   };
   const Case cases[] = {
-      {{}, "A subcommand is required"},
+      {{}, "COMMAND is required"},
       {{"plann"}, "plann"},
       {{"plan", "--bogus"}, "--bogus"},
       {{"plan", "extra"}, "extra"},
