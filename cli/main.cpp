@@ -34,6 +34,7 @@ std::stop_source stop_on_signals() {
 
 ExitCode run(std::vector<std::string> args) {
   const std::stop_source stop = stop_on_signals();
+  std::signal(SIGXFSZ, SIG_IGN);  // writing beyond a file size limit is then an error like others
   Tool tool;
   try {
     tool.parse(std::move(args));

@@ -10,7 +10,7 @@ Tool::Tool()
     : app_("Exact attention over key sequences of any length, in dispatches that fit a time budget",
            "keyfold") {
   app_.set_version_flag("--version", "keyfold " KEYFOLD_VERSION);
-  app_.require_subcommand(1);
+  app_.require_subcommand(0, 1);  // none is refused by parse(), after words that are not known
   app_.set_help_flag("-h,--help", "Print this help and exit");
   app_.get_formatter()->column_width(30);
   app_.failure_message([](const CLI::App*, const CLI::Error& error) {
@@ -29,6 +29,7 @@ Tool::Tool()
 void Tool::parse(std::vector<std::string> args) {
   std::reverse(args.begin(), args.end());  // CLI11 takes them from the back
   app_.parse(std::move(args));
+  if (app_.get_subcommands().empty()) throw CLI::RequiredError("COMMAND");
 }
 
 ExitCode Tool::run(const Context& context) {
