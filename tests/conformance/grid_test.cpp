@@ -110,7 +110,7 @@ TEST_P(Grid, AdversarialData) {
 
 TEST_P(Grid, RandomCrossings) {
   Rng rng("crossings");
-  for (int n = 0; n < by_scale(40, 300, 2000); ++n) {
+  for (int n = 0; n < by_scale(40, 150, 1500); ++n) {
     const HeadSize& size = rng.pick(kHeadSizes);
     const std::int64_t group = rng.pick<std::int64_t>({1, 1, 4, 16});
     const std::int64_t kv_heads = group == 16 ? 1 : rng.between(1, 3);

@@ -205,7 +205,7 @@ TEST_P(State, MisuseIsNamedAndChangesNothing) {
   });
   names("other", [&] {
     AttentionOptions options = good;
-    options.scale = 0.5f;
+    options.mask.reset();
     AttentionState other(call.q, options, split_len(call));
     feed(other, call, 100, 200);
     state.merge(std::move(other));
