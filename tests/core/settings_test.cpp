@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-#include "core/environment.hpp"
+#include "support/environment.hpp"
 #include "core/scripted_backend.hpp"
 #include "keyfold/plan.hpp"
 

@@ -132,7 +132,7 @@ TEST(Judge, FailsWhatIsWrong) {
       [](Finished& f) { f.out.set({0, 1, 3, 5}, kNaN); },
       [](Finished& f) { f.out.set({0, 1, 3, 5}, kInf); },
       [](Finished& f) { f.out.set({0, 1, 3, 5}, f.out.at({0, 1, 3, 5}) + 0.01f); },
-      [](Finished& f) { f.lse.set({0, 0, 0, 0}, f.lse.at({0, 0, 0, 0}) + 1e-4f); },
+      [](Finished& f) { f.lse.set({0, 0, 0, 0}, f.lse.at({0, 0, 0, 0}) + 2e-5f); },
       [](Finished& f) { f.lse.set({0, 0, 0, 0}, kNaN); },
       [](Finished& f) { f.exact.out[7] = INFINITY; },
       [](Finished& f) { f.out.set({0, 0, 7, 64}, 0); },  // behind the row's end

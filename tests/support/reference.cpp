@@ -29,13 +29,14 @@ class Attention {
     Rows result;
     result.out.resize(rows.size() * static_cast<std::size_t>(v_.sizes[3]));
     result.lse.resize(rows.size());
+    result.out_noise.resize(result.out.size());
+    result.lse_noise.resize(result.lse.size());
     for (std::size_t i = 0; i < rows.size();) {
       std::size_t n = 1;
       while (n < kRowBatch && i + n < rows.size() && rows[i + n].batch == rows[i].batch &&
              kv_head(rows[i + n]) == kv_head(rows[i]))
         ++n;
-      run_batch(&rows[i], n, &result.out[i * static_cast<std::size_t>(v_.sizes[3])],
-                &result.lse[i]);
+      run_batch(&rows[i], n, result, i);
       i += n;
     }
     return result;
@@ -71,7 +72,7 @@ class Attention {
     return value == -kInf ? -kInf : score + static_cast<Real>(value);
   }
 
-  void run_batch(const RowId* rows, std::size_t n, double* out, double* lse) {
+  void run_batch(const RowId* rows, std::size_t n, Rows& result, std::size_t at) const {
     const std::int64_t dim = q_.sizes[3], value_dim = v_.sizes[3];
     const Real scale = options_.scale ? static_cast<Real>(*options_.scale)
                                       : Real{1} / std::sqrt(static_cast<Real>(dim));
@@ -112,9 +113,12 @@ class Attention {
         }
       }
     }
-    for (std::size_t r = 0; r < n; ++r) lse[r] = softmax(&weights[r * width], width, rows[r]);
+    const std::vector<Real> scores = weights;
+    for (std::size_t r = 0; r < n; ++r)
+      result.lse[at + r] = softmax(&weights[r * width], width, rows[r]);
 
-    std::vector<Real> sums(n * static_cast<std::size_t>(value_dim)), line(static_cast<std::size_t>(value_dim));
+    std::vector<Real> line(static_cast<std::size_t>(value_dim)), sums(n * line.size());
+    std::vector<Real> squares(sums.size());
     for (std::size_t j = 0; j < width; ++j) {
       const std::int64_t key = all.begin + static_cast<std::int64_t>(j);
       for (std::int64_t d = 0; d < value_dim; ++d)
@@ -125,11 +129,22 @@ class Attention {
         if (weight == 0) continue;
         Real* sum = &sums[r * line.size()];
         for (std::size_t d = 0; d < line.size(); ++d) sum[d] += weight * line[d];
+        if (round_) continue;
+        const Real noise = kFewRoundings * weight * (std::abs(scores[r * width + j]) + 2);
+        result.lse_noise[at + r] += static_cast<double>(noise * noise);
+        Real* square = &squares[r * line.size()];
+        for (std::size_t d = 0; d < line.size(); ++d)
+          square[d] += noise * noise * line[d] * line[d];
       }
     }
-    for (std::size_t i = 0; i < sums.size(); ++i)
-      out[i] = round_ ? static_cast<double>(rounded(static_cast<float>(sums[i]), q_.dtype))
-                      : static_cast<double>(sums[i]);
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      const std::size_t to = at * line.size() + i;
+      result.out[to] = round_ ? static_cast<double>(rounded(static_cast<float>(sums[i]), q_.dtype))
+                              : static_cast<double>(sums[i]);
+      result.out_noise[to] = static_cast<double>(std::sqrt(squares[i]));
+    }
+    for (std::size_t r = 0; r < n; ++r)
+      result.lse_noise[at + r] = std::sqrt(result.lse_noise[at + r]);
   }
 
   /// Scores to probabilities, in place; returns the logsumexp.
@@ -158,6 +173,7 @@ class Attention {
     return static_cast<double>(std::log(sum) + top);
   }
 
+  static constexpr Real kFewRoundings = Real{4 * 0x1p-24};
   static constexpr Real kInf = std::numeric_limits<Real>::infinity();
   const TensorView &q_, &k_, &v_;
   const AttentionOptions& options_;

@@ -17,6 +17,9 @@ std::vector<RowId> all_rows(const TensorView& q);
 /// Results of some rows: out [rows, value_dim], lse [rows].
 struct Rows {
   std::vector<double> out, lse;
+  /// The error that comes from a few roundings of each score and weight to float32, which a good
+  /// float32 computation has too, even where the naive one is lucky. From reference() only.
+  std::vector<double> out_noise, lse_noise;
 };
 
 /// Plain softmax(QK^T)V in float64. A weight that is 0 in float32 adds nothing, whatever v holds.
