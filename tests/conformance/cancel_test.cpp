@@ -9,8 +9,13 @@ KEYFOLD_FOR_EACH_BACKEND(Cancel);
 
 TEST_P(Cancel, AtEveryChunkLeavesOutUntouched) {
   Rng rng("cancel");
-  const Inputs inputs({.batch = 2, .num_heads = 4, .num_kv_heads = 2, .q_len = 20, .kv_len = 2600,
-                       .head_dim = 16, .causal = true},
+  const Inputs inputs({.batch = 2,
+                       .num_heads = 4,
+                       .num_kv_heads = 2,
+                       .q_len = 20,
+                       .kv_len = 2600,
+                       .head_dim = 16,
+                       .causal = true},
                       rng);
   const Call call = inputs.call();
   const Dims sizes = call.out_sizes();

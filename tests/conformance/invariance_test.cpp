@@ -87,7 +87,7 @@ std::vector<std::byte> part(const Outputs& whole, std::int64_t b, std::int64_t b
 }
 
 TEST_P(Invariance, I1I2ChunksBudgetsBlocksAndThreads) {
-  for_random_cases("I1", by_scale(6, 40, 150), [&](const Call& call, Rng& rng) {
+  for_random_cases("I1", by_scale(6, 30, 100), [&](const Call& call, Rng& rng) {
     const std::vector<std::byte> expected = run(call).bytes();
     for (int n = 0; n < 6; ++n) {
       const RunOptions how = random_way(call, rng);
@@ -103,8 +103,12 @@ TEST_P(Invariance, I1I2ChunksBudgetsBlocksAndThreads) {
 
 TEST_P(Invariance, I1EveryChunkSizeAndEveryBlock) {
   Rng rng("every");
-  const Inputs inputs({.num_heads = 4, .num_kv_heads = 2, .q_len = 33, .kv_len = 5000,
-                       .head_dim = 16, .causal = true},
+  const Inputs inputs({.num_heads = 4,
+                       .num_kv_heads = 2,
+                       .q_len = 33,
+                       .kv_len = 5000,
+                       .head_dim = 16,
+                       .causal = true},
                       rng);
   const Call call = inputs.call();
   const std::vector<std::byte> expected = run(call).bytes();
@@ -124,7 +128,7 @@ TEST_P(Invariance, I1EveryChunkSizeAndEveryBlock) {
 }
 
 TEST_P(Invariance, I3ABatchEntryAlone) {
-  for_random_cases("I3", by_scale(6, 40, 150), [&](const Call& call, Rng& rng) {
+  for_random_cases("I3", by_scale(6, 30, 100), [&](const Call& call, Rng& rng) {
     const Outputs whole = run(call);
     for (std::int64_t b = 0; b < call.q.sizes[0]; ++b)
       ASSERT_TRUE(run(call.batch_entry(b), random_way(call, rng)).bytes() ==
@@ -136,7 +140,11 @@ TEST_P(Invariance, I3ABatchEntryAlone) {
 TEST_P(Invariance, I3EveryPositionInABatch) {
   Rng rng("positions");
   for (const std::int64_t q_len : {1, 40}) {
-    Inputs inputs({.batch = 4, .num_heads = 4, .num_kv_heads = 2, .q_len = q_len, .kv_len = 900,
+    Inputs inputs({.batch = 4,
+                   .num_heads = 4,
+                   .num_kv_heads = 2,
+                   .q_len = q_len,
+                   .kv_len = 900,
                    .head_dim = 32},
                   rng);
     const std::vector<std::byte> alone = run(inputs.call().batch_entry(0)).bytes();
@@ -190,8 +198,13 @@ TEST_P(Invariance, I5AGrowingCache) {
   // Token by token over a cache of fixed size, as generation does, against one causal prefill.
   Rng rng("cache");
   const std::int64_t len = by_scale(40, 300, 1100);
-  const Inputs inputs({.dtype = DType::kBFloat16, .num_heads = 4, .num_kv_heads = 2, .q_len = len,
-                       .kv_len = len, .head_dim = 32, .causal = true},
+  const Inputs inputs({.dtype = DType::kBFloat16,
+                       .num_heads = 4,
+                       .num_kv_heads = 2,
+                       .q_len = len,
+                       .kv_len = len,
+                       .head_dim = 32,
+                       .causal = true},
                       rng);
   const Call call = inputs.call();
   const Outputs whole = run(call);

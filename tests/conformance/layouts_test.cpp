@@ -13,9 +13,17 @@ TEST_P(Layouts, OfInputs) {
     for (const Layout layout : {Layout::kDense, Layout::kTransposed, Layout::kSliced,
                                 Layout::kStridedDim, Layout::kRepeatHeads, Layout::kRepeatKeys})
       for (const std::int64_t q_len : {1, 19})
-        expect_right({.dtype = dtype, .batch = 2, .num_heads = 4, .num_kv_heads = 2,
-                      .q_len = q_len, .kv_len = 620, .head_dim = 20, .value_dim = 12,
-                      .mask = Mask::kAdditiveSameDType, .sinks = true, .layout = layout},
+        expect_right({.dtype = dtype,
+                      .batch = 2,
+                      .num_heads = 4,
+                      .num_kv_heads = 2,
+                      .q_len = q_len,
+                      .kv_len = 620,
+                      .head_dim = 20,
+                      .value_dim = 12,
+                      .mask = Mask::kAdditiveSameDType,
+                      .sinks = true,
+                      .layout = layout},
                      rng);
 }
 
@@ -24,8 +32,14 @@ TEST_P(Layouts, OfOutputs) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
     for (const Layout layout : {Layout::kTransposed, Layout::kSliced, Layout::kStridedDim})
       for (const std::int64_t scratch : {std::int64_t{0}, std::int64_t{1}}) {
-        const Case c{.dtype = dtype, .batch = 2, .num_heads = 4, .num_kv_heads = 2, .q_len = 19,
-                     .kv_len = 100, .head_dim = 20, .value_dim = 12};
+        const Case c{.dtype = dtype,
+                     .batch = 2,
+                     .num_heads = 4,
+                     .num_kv_heads = 2,
+                     .q_len = 19,
+                     .kv_len = 100,
+                     .head_dim = 20,
+                     .value_dim = 12};
         RunOptions how;
         const Inputs inputs(c, rng);
         if (scratch != 0) how.max_scratch_bytes = plan_of(inputs.call()).scratch_bytes - 1;
@@ -38,8 +52,13 @@ TEST_P(Layouts, OfOutputs) {
 TEST_P(Layouts, TheSameBitsInEveryOrder) {
   Rng rng("orders");
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-    const Case c{.dtype = dtype, .batch = 2, .num_heads = 4, .num_kv_heads = 2, .q_len = 9,
-                 .kv_len = 620, .head_dim = 33};
+    const Case c{.dtype = dtype,
+                 .batch = 2,
+                 .num_heads = 4,
+                 .num_kv_heads = 2,
+                 .q_len = 9,
+                 .kv_len = 620,
+                 .head_dim = 33};
     const Inputs dense(c, rng);
     const std::vector<std::byte> expected = run(dense.call()).bytes();
     for (const Layout layout : {Layout::kTransposed, Layout::kSliced, Layout::kStridedDim}) {

@@ -23,7 +23,10 @@ TEST_P(Lengths, KeysAroundTilesAndSplits) {
       for (const std::int64_t edge : edges)
         for (const std::int64_t kv_len : {edge - 1, edge, edge + 1})
           for (const bool causal : {false, true})
-            expect_right({.dtype = dtype, .q_len = q_len, .kv_len = kv_len, .head_dim = 16,
+            expect_right({.dtype = dtype,
+                          .q_len = q_len,
+                          .kv_len = kv_len,
+                          .head_dim = 16,
                           .causal = causal},
                          rng);
     }
@@ -33,8 +36,12 @@ TEST_P(Lengths, QueriesAroundTiles) {
   Rng rng("q_len");
   for (const std::int64_t group : {1, 4})
     for (const std::int64_t q_len : {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65})
-      expect_right({.num_heads = group, .num_kv_heads = 1, .q_len = q_len,
-                    .kv_len = by_scale(70, 300, 1100), .head_dim = 16, .causal = true},
+      expect_right({.num_heads = group,
+                    .num_kv_heads = 1,
+                    .q_len = q_len,
+                    .kv_len = by_scale(70, 300, 1100),
+                    .head_dim = 16,
+                    .causal = true},
                    rng);
 }
 
@@ -42,9 +49,8 @@ TEST_P(Lengths, HeadSizesAroundVectors) {
   Rng rng("dims");
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
     for (const std::int64_t dim : {1, 2, 3, 15, 16, 17, 31, 33, 47, 63, 65, 127, 129, 575})
-      expect_right({.dtype = dtype, .q_len = 7, .kv_len = 75, .head_dim = dim,
-                    .value_dim = 576 - dim},
-                   rng);
+      expect_right(
+          {.dtype = dtype, .q_len = 7, .kv_len = 75, .head_dim = dim, .value_dim = 576 - dim}, rng);
 }
 
 TEST_P(Lengths, ChunksOfEveryShape) {
@@ -53,8 +59,8 @@ TEST_P(Lengths, ChunksOfEveryShape) {
   const struct {
     std::int64_t kv_len, chunk_size;
   } shapes[] = {
-      {2 * split + 1, 2 * split},      // the last chunk holds one key
-      {split + 1, 1},                  // so does this one, and one split is the least
+      {2 * split + 1, 2 * split},          // the last chunk holds one key
+      {split + 1, 1},                      // so does this one, and one split is the least
       {5 * split + split / 2, 2 * split},  // three unequal chunks
       {3 * split - 1, split},
       {3 * split, split},
@@ -90,7 +96,11 @@ TEST_P(Lengths, MoreQueriesThanKeys) {
   Rng rng("long q");
   for (const std::int64_t kv_len : {0, 1, 5, 40})
     for (const bool sinks : {false, true})
-      expect_right({.batch = 2, .q_len = 60, .kv_len = kv_len, .head_dim = 16, .causal = true,
+      expect_right({.batch = 2,
+                    .q_len = 60,
+                    .kv_len = kv_len,
+                    .head_dim = 16,
+                    .causal = true,
                     .sinks = sinks},
                    rng);
 }

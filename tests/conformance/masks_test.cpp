@@ -31,7 +31,11 @@ TEST_P(Masks, RowsThatSeeNothingGiveZero) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
     for (const bool sinks : {false, true})
       for (const Mask mask : {Mask::kBool, Mask::kAdditive}) {
-        Inputs inputs({.dtype = dtype, .q_len = 5, .kv_len = 1100, .head_dim = 16, .mask = mask,
+        Inputs inputs({.dtype = dtype,
+                       .q_len = 5,
+                       .kv_len = 1100,
+                       .head_dim = 16,
+                       .mask = mask,
                        .sinks = sinks},
                       rng);
         inputs.mask.each([&](const Dims& i) {
@@ -51,7 +55,8 @@ TEST_P(Masks, NoKeysAtAll) {
   Rng rng("no keys");
   for (const bool sinks : {false, true}) {
     expect_right({.batch = 2, .q_len = 3, .kv_len = 0, .sinks = sinks}, rng);
-    expect_right({.batch = 3, .q_len = 3, .kv_len = 50, .sinks = sinks, .kv_lens = {0, 50, 0}}, rng);
+    expect_right({.batch = 3, .q_len = 3, .kv_len = 50, .sinks = sinks, .kv_lens = {0, 50, 0}},
+                 rng);
     expect_right({.q_len = 3, .kv_len = 50, .causal = true, .q_offset = -100, .sinks = sinks}, rng);
     expect_right({.q_len = 3, .kv_len = 50, .q_offset = 1000, .window = {10, {}}, .sinks = sinks},
                  rng);
@@ -68,8 +73,12 @@ TEST_P(Masks, ChunksThatNobodySees) {
         {true, false, false}, {false, true, false}, {false, false, true}, {true, false, true}};
     for (const Mask mask : {Mask::kBool, Mask::kAdditive})
       for (const std::vector<bool>& hide : hidden) {
-        Inputs masked({.dtype = dtype, .q_len = 4, .kv_len = 2 * split + 7, .head_dim = 16,
-                       .mask = mask, .mask_broadcast = {true, true, false, false}},
+        Inputs masked({.dtype = dtype,
+                       .q_len = 4,
+                       .kv_len = 2 * split + 7,
+                       .head_dim = 16,
+                       .mask = mask,
+                       .mask_broadcast = {true, true, false, false}},
                       rng);
         masked.mask.each([&](const Dims& i) {
           if (hide[static_cast<std::size_t>(i[3] / split)])
@@ -127,18 +136,30 @@ TEST_P(Masks, KeysHiddenFromSomeRowsLeakToTheOthersOnly) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
     for (const Layout layout : {Layout::kDense, Layout::kSliced}) {
       // Only the last query row sees the last key.
-      Inputs causal({.dtype = dtype, .q_len = 20, .kv_len = 530, .head_dim = 24, .causal = true,
+      Inputs causal({.dtype = dtype,
+                     .q_len = 20,
+                     .kv_len = 530,
+                     .head_dim = 24,
+                     .causal = true,
                      .layout = layout},
                     rng);
       spoil(causal, 529, 530);
       expect_right_all(causal);
-      Inputs window({.dtype = dtype, .q_len = 20, .kv_len = 600, .head_dim = 24,
-                     .window = {100, 0}, .layout = layout},
+      Inputs window({.dtype = dtype,
+                     .q_len = 20,
+                     .kv_len = 600,
+                     .head_dim = 24,
+                     .window = {100, 0},
+                     .layout = layout},
                     rng);
       spoil(window, 485, 487);
       expect_right_all(window);
-      Inputs masked({.dtype = dtype, .q_len = 20, .kv_len = 530, .head_dim = 24,
-                     .mask = Mask::kBool, .layout = layout},
+      Inputs masked({.dtype = dtype,
+                     .q_len = 20,
+                     .kv_len = 530,
+                     .head_dim = 24,
+                     .mask = Mask::kBool,
+                     .layout = layout},
                     rng);
       spoil(masked, 100, 101);
       spoil(masked, 520, 521);

@@ -13,8 +13,13 @@ KEYFOLD_FOR_EACH_BACKEND(MergeState);
 TEST_P(MergeState, HalvesOfTheKeysGiveTheWhole) {
   Rng rng("halves");
   for (const std::int64_t cut : {1, 64, 700, 1299}) {
-    const Inputs inputs({.batch = 2, .num_heads = 4, .num_kv_heads = 2, .q_len = 9, .kv_len = 1300,
-                         .head_dim = 32, .causal = true},
+    const Inputs inputs({.batch = 2,
+                         .num_heads = 4,
+                         .num_kv_heads = 2,
+                         .q_len = 9,
+                         .kv_len = 1300,
+                         .head_dim = 32,
+                         .causal = true},
                         rng);
     const Call call = inputs.call();
     Outputs a = run(call.keys(0, cut));
@@ -38,7 +43,9 @@ TEST_P(MergeState, FollowsItsFormula) {
       t->fill([&] { return rng.one_in(4) ? -kInf : 20 * rng.normal(); });
     const Tensor old_out = out_a, old_lse = lse_a;
     merge_state(out_a.mutable_view(), lse_a.mutable_view(), out_b.view(), lse_b.view());
-    const double unit = dtype == DType::kFloat32 ? 0x1p-22 : dtype == DType::kFloat16 ? 0x1p-10 : 0x1p-7;
+    const double unit = dtype == DType::kFloat32   ? 0x1p-22
+                        : dtype == DType::kFloat16 ? 0x1p-10
+                                                   : 0x1p-7;
     out_a.each([&](const Dims& i) {
       const Dims row{i[0], i[1], i[2], 0};
       const double la = old_lse.at(row), lb = lse_b.at(row);

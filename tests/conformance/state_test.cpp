@@ -41,8 +41,11 @@ TEST_P(State, KeysCutAnywhereGiveTheSameBits) {
   Rng rng("cuts");
   for (int n = 0; n < by_scale(8, 60, 250) && !HasFailure(); ++n) {
     Case c{.dtype = rng.pick<DType>({DType::kFloat32, DType::kFloat16, DType::kBFloat16}),
-           .batch = rng.between(1, 2), .num_heads = 4, .num_kv_heads = 2,
-           .q_len = rng.one_in(2) ? 1 : rng.between(2, 30), .kv_len = rng.between(0, 3000),
+           .batch = rng.between(1, 2),
+           .num_heads = 4,
+           .num_kv_heads = 2,
+           .q_len = rng.one_in(2) ? 1 : rng.between(2, 30),
+           .kv_len = rng.between(0, 3000),
            .head_dim = rng.pick<std::int64_t>({7, 32})};
     c.value_dim = rng.one_in(2) ? 20 : 0;
     c.causal = rng.one_in(2);
@@ -124,8 +127,13 @@ TEST_P(State, MergedPartsAreAccurate) {
   Rng rng("merge");
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
     for (const std::int64_t q_len : {1, 12}) {
-      const Inputs inputs({.dtype = dtype, .q_len = q_len, .kv_len = 2300, .head_dim = 32,
-                           .causal = true, .mask = Mask::kBool, .sinks = true},
+      const Inputs inputs({.dtype = dtype,
+                           .q_len = q_len,
+                           .kv_len = 2300,
+                           .head_dim = 32,
+                           .causal = true,
+                           .mask = Mask::kBool,
+                           .sinks = true},
                           rng);
       const Call call = positioned(inputs.call());
       const std::int64_t split = split_len(call);
@@ -156,8 +164,13 @@ TEST_P(State, AMergedStateCanBeFedFurther) {
 
 TEST_P(State, MisuseIsNamedAndChangesNothing) {
   Rng rng("misuse");
-  const Inputs inputs({.batch = 2, .num_heads = 4, .num_kv_heads = 2, .q_len = 5, .kv_len = 300,
-                       .head_dim = 16, .mask = Mask::kAdditive},
+  const Inputs inputs({.batch = 2,
+                       .num_heads = 4,
+                       .num_kv_heads = 2,
+                       .q_len = 5,
+                       .kv_len = 300,
+                       .head_dim = 16,
+                       .mask = Mask::kAdditive},
                       rng);
   const Call call = positioned(inputs.call());
   const AttentionOptions good = options_of(call);

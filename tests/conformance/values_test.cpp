@@ -44,10 +44,18 @@ TEST_P(Values, InK) {
   for (const Case& c : {Case{.kv_len = 1100}, Case{.kv_len = 1100, .causal = true},
                         Case{.kv_len = 1100, .softcap = 2.0f}})
     for (const Spoil spoil : {
-             Spoil([](Inputs& in) { in.k.set({0, 0, 0, 0}, kNaN); }),
-             Spoil([](Inputs& in) { in.k.set({0, 0, 1095, 3}, kNaN); }),
-             Spoil([](Inputs& in) { in.k.set({0, 0, 700, 3}, kInf); }),
-             Spoil([](Inputs& in) { in.k.set({0, 0, 700, 3}, -kInf); }),
+             Spoil([](Inputs& in) {
+               in.k.set({0, 0, 0, 0}, kNaN);
+             }),
+             Spoil([](Inputs& in) {
+               in.k.set({0, 0, 1095, 3}, kNaN);
+             }),
+             Spoil([](Inputs& in) {
+               in.k.set({0, 0, 700, 3}, kInf);
+             }),
+             Spoil([](Inputs& in) {
+               in.k.set({0, 0, 700, 3}, -kInf);
+             }),
          })
       expect_right_after(c, spoil);
 }
@@ -55,9 +63,15 @@ TEST_P(Values, InK) {
 TEST_P(Values, InV) {
   for (const Case& c : {Case{.kv_len = 1100}, Case{.kv_len = 1100, .causal = true}})
     for (const Spoil spoil : {
-             Spoil([](Inputs& in) { in.v.set({0, 0, 0, 0}, kNaN); }),
-             Spoil([](Inputs& in) { in.v.set({0, 0, 1095, 3}, kInf); }),
-             Spoil([](Inputs& in) { in.v.set({0, 0, 700, kDim - 1}, -kInf); }),
+             Spoil([](Inputs& in) {
+               in.v.set({0, 0, 0, 0}, kNaN);
+             }),
+             Spoil([](Inputs& in) {
+               in.v.set({0, 0, 1095, 3}, kInf);
+             }),
+             Spoil([](Inputs& in) {
+               in.v.set({0, 0, 700, kDim - 1}, -kInf);
+             }),
              Spoil([](Inputs& in) {  // two infinities that cancel
                in.v.set({0, 0, 3, 7}, kInf);
                in.v.set({0, 0, 1000, 7}, -kInf);

@@ -46,14 +46,14 @@ Outputs BackendTest::run(const Call& call, RunOptions how, Layout out_layout) co
   options.run = std::move(how);
   options.run.backend = GetParam();
   options.lse = got.lse.mutable_view();
-  got.report = scaled_dot_product_attention(call.q, call.k, call.v, got.out.mutable_view(), options);
+  got.report =
+      scaled_dot_product_attention(call.q, call.k, call.v, got.out.mutable_view(), options);
   return got;
 }
 
 void BackendTest::expect_right(const Call& call, const Outputs& got,
                                const std::vector<RowId>& rows) const {
-  EXPECT_TRUE(right(got.out, &got.lse, rows,
-                    reference(call.q, call.k, call.v, call.options, rows),
+  EXPECT_TRUE(right(got.out, &got.lse, rows, reference(call.q, call.k, call.v, call.options, rows),
                     naive(call.q, call.k, call.v, call.options, rows)));
 }
 

@@ -51,8 +51,9 @@ class Errors {
                     plain, extra);
       return std::string(text);
     };
-    return std::string(what) + " is not accurate:" +
-           row("largest", largest_, naive_largest_, floor) + row("rms", rms, naive_rms, rms_floor);
+    return std::string(what) +
+           " is not accurate:" + row("largest", largest_, naive_largest_, floor) +
+           row("rms", rms, naive_rms, rms_floor);
   }
 
  private:
@@ -80,7 +81,7 @@ testing::AssertionResult right(const Tensor& out, const Tensor* lse, const std::
     if (lse != nullptr) {
       if (lse->poisoned(i)) return fail() << element_name("lse", i) << " is not written";
       const std::string wrong = lse_errors.add(static_cast<double>(lse->at(i)), exact.lse[r],
-                         plain.lse[r], exact.lse_noise[r]);
+                                               plain.lse[r], exact.lse_noise[r]);
       if (!wrong.empty()) return fail() << element_name("lse", i) << ": " << wrong;
     }
     for (std::size_t d = 0; d < value_dim; ++d) {
@@ -88,7 +89,7 @@ testing::AssertionResult right(const Tensor& out, const Tensor* lse, const std::
       if (out.poisoned(i)) return fail() << element_name("out", i) << " is not written";
       const std::size_t at = r * value_dim + d;
       const std::string wrong = out_errors.add(static_cast<double>(out.at(i)), exact.out[at],
-                         plain.out[at], exact.out_noise[at]);
+                                               plain.out[at], exact.out_noise[at]);
       if (!wrong.empty()) return fail() << element_name("out", i) << ": " << wrong;
     }
   }

@@ -57,7 +57,8 @@ float Rng::normal() {
     has_spare_ = false;
     return spare_;
   }
-  const float radius = std::sqrt(-2.0f * std::log(1.0f - static_cast<float>(bits() >> 40) * 0x1p-24f));
+  const float radius =
+      std::sqrt(-2.0f * std::log(1.0f - static_cast<float>(bits() >> 40) * 0x1p-24f));
   const float angle = 2.0f * std::numbers::pi_v<float> * static_cast<float>(uniform());
   spare_ = radius * std::sin(angle);
   has_spare_ = true;
