@@ -3,7 +3,17 @@ include(CMakePackageConfigHelpers)
 
 get_target_property(keyfold_type keyfold TYPE)
 set(keyfold_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/keyfold)
-set(keyfold_pc_dir ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+# What a program needs beside libkeyfold.a. A shared libkeyfold knows its own dependencies, and
+# naming them would oblige its users to install their development packages.
+if(keyfold_type STREQUAL "STATIC_LIBRARY")
+  set(keyfold_cxx_runtime ${CMAKE_CXX_IMPLICIT_LINK_LIBRARIES})
+  list(REMOVE_ITEM keyfold_cxx_runtime ${CMAKE_C_IMPLICIT_LINK_LIBRARIES})
+  set(keyfold_pc_requires "libhwy tbb")
+  list(TRANSFORM keyfold_cxx_runtime PREPEND "-l" OUTPUT_VARIABLE keyfold_pc_libs)
+  list(JOIN keyfold_pc_libs " " keyfold_pc_libs)
+  string(APPEND keyfold_pc_libs " ${CMAKE_THREAD_LIBS_INIT}")
+endif()
 
 install(TARGETS keyfold EXPORT keyfoldTargets)
 install(DIRECTORY include/keyfold DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
@@ -17,18 +27,9 @@ install(FILES ${PROJECT_BINARY_DIR}/keyfoldConfig.cmake
               ${PROJECT_BINARY_DIR}/keyfoldConfigVersion.cmake
         DESTINATION ${keyfold_cmake_dir})
 
-# What a program needs beside libkeyfold.a. A shared libkeyfold knows its own dependencies, and
-# naming them would oblige its users to install their development packages.
-if(keyfold_type STREQUAL "STATIC_LIBRARY")
-  set(keyfold_pc_requires "libhwy tbb")
-  set(keyfold_cxx_runtime ${CMAKE_CXX_IMPLICIT_LINK_LIBRARIES})
-  list(REMOVE_ITEM keyfold_cxx_runtime ${CMAKE_C_IMPLICIT_LINK_LIBRARIES})
-  list(TRANSFORM keyfold_cxx_runtime PREPEND "-l")
-  list(JOIN keyfold_cxx_runtime " " keyfold_pc_libs)
-  string(APPEND keyfold_pc_libs " ${CMAKE_THREAD_LIBS_INIT}")
-endif()
 get_target_property(keyfold_dlpack_dir dlpack::dlpack INTERFACE_INCLUDE_DIRECTORIES)
 # Relative to the .pc file, so that `cmake --install --prefix` may put it anywhere.
 file(RELATIVE_PATH keyfold_pc_prefix ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+string(REGEX REPLACE "/$" "" keyfold_pc_prefix "${keyfold_pc_prefix}")
 configure_file(cmake/keyfold.pc.in keyfold.pc @ONLY)
-install(FILES ${PROJECT_BINARY_DIR}/keyfold.pc DESTINATION ${keyfold_pc_dir})
+install(FILES ${PROJECT_BINARY_DIR}/keyfold.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -92,9 +92,11 @@ void ChunkCutter::begin_sweep(double max_pairs) {
     if (keys == 0) {
       const KeyRange first = problem_.rows_seeing({sweep_begin_, sweep_begin_ + rule_.split_len},
                                                   {block_.row_begin, block_.row_end});
-      const double per_split = static_cast<double>(block_.group_end - block_.group_begin) *
-                               static_cast<double>(problem_.group_size() * rule_.split_len) *
-                               static_cast<double>(std::max<std::int64_t>(1, first.size()));
+      // A sweep is cut into rows and groups where it must be, but never finer than row_align rows.
+      const double rows = static_cast<double>(block_.group_end - block_.group_begin) *
+                          static_cast<double>(first.size());
+      const double per_split = static_cast<double>(problem_.group_size() * rule_.split_len) *
+                               std::max(rows, static_cast<double>(rule_.row_align));
       keys = rule_.split_len *
              std::max<std::int64_t>(
                  1, units_within(max_pairs, per_split, ceil_div(left, rule_.split_len)));

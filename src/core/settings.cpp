@@ -80,7 +80,10 @@ Settings resolve_settings(const RunOptions& options) {
   Settings s;
   s.backend = options.backend;
   if (!s.backend) {
-    if (const char* name = std::getenv("KEYFOLD_BACKEND")) s.backend = name;
+    if (const char* name = std::getenv("KEYFOLD_BACKEND")) {
+      s.backend = name;
+      s.backend_source = "KEYFOLD_BACKEND";
+    }
   }
   s.budget_seconds = 1e-3 * choose<double>(options.budget_ms, "budget_ms", {"KEYFOLD_BUDGET_MS"},
                                            {0.1, 60000.0}, 100.0);

@@ -10,7 +10,8 @@
 namespace keyfold::core {
 
 struct Settings {
-  std::optional<std::string> backend;  ///< unset: the first that can
+  std::optional<std::string> backend;      ///< unset: the first that can
+  std::string backend_source = "backend";  ///< the option or variable that named it
   double budget_seconds = 0.1;
   std::int64_t chunk_size = 0;       ///< keys; 0: by the pacer
   std::int64_t chunk_threshold = 0;  ///< keys; 0: always pace

@@ -186,7 +186,7 @@ class AttentionState::Impl {
   TensorView q_;
   AttentionOptions options_;
   std::vector<std::int64_t> kv_lens_;
-  AttentionShape shape_;     // num_kv_heads and value_dim are 0 until the first update
+  AttentionShape shape_;  // num_kv_heads and value_dim are 0 until the first update
   std::int64_t first_key_;
   std::int64_t tail_begin_;  // absolute position of the tail's first key
   bool usable_ = true;

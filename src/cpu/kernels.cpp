@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <type_traits>
 
 #include "keyfold/error.hpp"
 
@@ -36,10 +37,11 @@ constexpr int kRowTile = 6, kVectors = 4;
 static_assert(kRowTile <= kMaxRowTile);
 
 /// c[r][:] (+)= sum over i of a[r][i] * b[i][:] for kRows rows and kWidth vectors.
-template <class Words, int kRows, int kWidth, bool kAccumulate>
+template <class Words, int kRows, int kWidth>
 HWY_INLINE void product(const typename Words::Word* HWY_RESTRICT a, std::int64_t a_stride,
                         const typename Words::Word* HWY_RESTRICT b, std::int64_t b_stride,
-                        std::int64_t count, float* HWY_RESTRICT c, std::int64_t c_stride) {
+                        std::int64_t count, bool accumulate, float* HWY_RESTRICT c,
+                        std::int64_t c_stride) {
   const hn::ScalableTag<float> d;
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
   hn::Vec<decltype(d)> sum[kRows][kWidth];
@@ -47,7 +49,7 @@ HWY_INLINE void product(const typename Words::Word* HWY_RESTRICT a, std::int64_t
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int w = 0; w < kWidth; ++w) {
-      sum[r][w] = kAccumulate ? hn::LoadU(d, c + r * c_stride + w * kLanes) : hn::Zero(d);
+      sum[r][w] = accumulate ? hn::LoadU(d, c + r * c_stride + w * kLanes) : hn::Zero(d);
     }
   }
   for (std::int64_t i = 0; i < count; ++i) {
@@ -70,41 +72,40 @@ HWY_INLINE void product(const typename Words::Word* HWY_RESTRICT a, std::int64_t
   }
 }
 
-/// Scores of kRows rows against the panels that hold keys [begin, end): c[r][key].
 template <class Words, int kRows>
-HWY_NOINLINE void score_rows(const Tile& tile, std::int64_t begin, std::int64_t end) {
+HWY_NOINLINE void score_rows(const Tile& tile, const typename Words::Word* panels,
+                             std::int64_t origin, std::int64_t begin, std::int64_t end) {
   using Word = typename Words::Word;
   constexpr auto kStrip =
       static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>())) * kVectors;
   const auto* q = static_cast<const Word*>(tile.q);
-  const auto* k = static_cast<const Word*>(tile.k);
   for (std::int64_t key = begin / kStrip * kStrip; key < end; key += kStrip) {
-    const Word* panel = k + key / kPanel * kPanel * tile.words + key % kPanel;
-    product<Words, kRows, kVectors, false>(q, tile.words, panel, kPanel, tile.words,
-                                           tile.scores + key, kSplitLen);
+    const std::int64_t at = key - origin;
+    const Word* strip = panels + at / kPanel * kPanel * tile.words + at % kPanel;
+    product<Words, kRows, kVectors>(q, tile.words, strip, kPanel, tile.words, false,
+                                    tile.scores + key, kSplitLen);
   }
 }
 
-/// Outputs of kRows rows: o[r][:] = sum over keys of scores[r][key] * v[key][:].
-template <int kRows, int kWidth = kVectors>
-HWY_INLINE void weigh_columns(const Tile& tile, std::int64_t begin, std::int64_t end,
-                              std::int64_t column, float* o) {
-  product<FloatWords, kRows, kWidth, false>(
-      tile.scores + begin, kSplitLen, tile.v + begin * tile.padded_value_dim + column,
-      tile.padded_value_dim, end - begin, o + column, tile.padded_value_dim);
-}
-
+/// v points at the values of key `begin`.
 template <int kRows>
-HWY_NOINLINE void weigh_rows(const Tile& tile, std::int64_t begin, std::int64_t end, float* o) {
+HWY_NOINLINE void weigh_rows(const Tile& tile, const float* v, std::int64_t begin, std::int64_t end,
+                             float* o) {
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
+  const std::int64_t dim = tile.padded_value_dim;
+  const float* weights = tile.scores + begin;
+  const bool accumulate = begin > tile.first;
   std::int64_t column = 0;
-  for (; column + kVectors * kLanes <= tile.padded_value_dim; column += kVectors * kLanes) {
-    weigh_columns<kRows>(tile, begin, end, column, o);
-  }
-  const std::int64_t left = (tile.padded_value_dim - column) / kLanes;
-  if (left == 3) weigh_columns<kRows, 3>(tile, begin, end, column, o);
-  if (left == 2) weigh_columns<kRows, 2>(tile, begin, end, column, o);
-  if (left == 1) weigh_columns<kRows, 1>(tile, begin, end, column, o);
+  const auto columns = [&]<int kWidth>(std::integral_constant<int, kWidth>) HWY_ATTR {
+    product<FloatWords, kRows, kWidth>(weights, kSplitLen, v + column, dim, end - begin, accumulate,
+                                       o + column, dim);
+    column += kWidth * kLanes;
+  };
+  while (column + kVectors * kLanes <= dim) columns(std::integral_constant<int, kVectors>());
+  const std::int64_t left = (dim - column) / kLanes;
+  if (left == 3) columns(std::integral_constant<int, 3>());
+  if (left == 2) columns(std::integral_constant<int, 2>());
+  if (left == 1) columns(std::integral_constant<int, 1>());
 }
 
 /// Turns a row's products into weights exp(score - m), 0 where hidden, over [begin, end) (multiples
@@ -169,72 +170,79 @@ HWY_NOINLINE void softmax_row(const Tile& tile, std::int64_t row, std::int64_t b
   *l = chains[0];
 }
 
-/// A row whose output is not finite, once more: keys of weight 0 (hidden ones among them) are
-/// passed over, as 0 times Inf or NaN would leak their values. Same bits where all values are
-/// finite.
-HWY_NOINLINE void weigh_row_exactly(const Tile& tile, const float* weights, std::int64_t begin,
-                                    std::int64_t end, float* o) {
+void softmax(const Tile& tile, const RowState& result) {
+  const std::int64_t begin = tile.first / kSumLanes * kSumLanes;
+  const std::int64_t end = (tile.last + kSumLanes - 1) / kSumLanes * kSumLanes;
+  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
+    softmax_row(tile, r, begin, end, result.m + r, result.l + r);
+  }
+}
+
+void weigh_exactly(const Tile& tile, const float* v, std::int64_t begin, std::int64_t end,
+                   const RowState& result) {
   const hn::ScalableTag<float> d;
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
-  std::fill(o, o + tile.padded_value_dim, 0.0f);
-  for (std::int64_t key = begin; key < end; ++key) {
-    if (weights[key] == 0) continue;
-    const auto weight = hn::Set(d, weights[key]);
-    const float* value = tile.v + key * tile.padded_value_dim;
-    for (std::int64_t i = 0; i < tile.padded_value_dim; i += kLanes) {
-      hn::StoreU(hn::MulAdd(weight, hn::LoadU(d, value + i), hn::LoadU(d, o + i)), d, o + i);
+  const std::int64_t dim = tile.padded_value_dim;
+  const std::int64_t first = std::max(begin, tile.first), last = std::min(end, tile.last);
+  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
+    float* o = result.o + r * dim;
+    if (first == tile.first) std::fill(o, o + dim, 0.0f);
+    for (std::int64_t key = first; key < last; ++key) {
+      const float weight = tile.scores[r * kSplitLen + key];
+      if (weight == 0) continue;
+      for (std::int64_t i = 0; i < dim; i += kLanes) {
+        const auto value = hn::LoadU(d, v + (key - begin) * dim + i);
+        hn::StoreU(hn::MulAdd(hn::Set(d, weight), value, hn::LoadU(d, o + i)), d, o + i);
+      }
     }
   }
 }
 
-HWY_INLINE bool all_finite(const float* o, std::int64_t count) {
+bool all_finite(const Tile& tile, const RowState& result) {
   const hn::ScalableTag<float> d;
   auto sum = hn::Zero(d);  // x - x is 0 for finite x, NaN otherwise
-  for (std::int64_t i = 0; i < count; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
-    const auto x = hn::LoadU(d, o + i);
+  for (std::int64_t i = 0; i < tile.num_rows * tile.padded_value_dim;
+       i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
+    const auto x = hn::LoadU(d, result.o + i);
     sum = hn::Add(sum, hn::Sub(x, x));
   }
   return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
 }
 
-template <class Words, int kRows>
-void reduce_rows(const Tile& tile, const RowState& result) {
-  std::int64_t begin = kSplitLen, end = 0;
-  for (int r = 0; r < kRows; ++r) {
-    if (tile.begin[r] >= tile.end[r]) continue;
-    begin = std::min(begin, tile.begin[r]);
-    end = std::max(end, tile.end[r]);
-  }
-  score_rows<Words, kRows>(tile, begin, end);
-  const std::int64_t sum_begin = begin / kSumLanes * kSumLanes;
-  const std::int64_t sum_end = (end + kSumLanes - 1) / kSumLanes * kSumLanes;
-  for (int r = 0; r < kRows; ++r) {
-    softmax_row(tile, r, sum_begin, sum_end, result.m + r, result.l + r);
-  }
-  weigh_rows<kRows>(tile, begin, end, result.o);
-  for (int r = 0; r < kRows; ++r) {
-    float* o = result.o + r * tile.padded_value_dim;
-    if (!all_finite(o, tile.padded_value_dim)) {
-      weigh_row_exactly(tile, tile.scores + r * kSplitLen, begin, end, o);
-    }
-  }
-}
-
-template <class Words, int kRows = kRowTile>
-void reduce_words(const Tile& tile, const RowState& result) {
-  if (tile.num_rows == kRows) {
-    reduce_rows<Words, kRows>(tile, result);
+/// call(std::integral_constant<int, rows>) with rows = num_rows.
+template <int kRows = kRowTile, class Call>
+HWY_INLINE void with_rows(std::int64_t num_rows, const Call& call) {
+  if (num_rows == kRows) {
+    call(std::integral_constant<int, kRows>());
   } else if constexpr (kRows > 1) {
-    reduce_words<Words, kRows - 1>(tile, result);
+    with_rows<kRows - 1>(num_rows, call);
   }
 }
 
-void reduce(const Tile& tile, DType dtype, const RowState& result) {
+template <class Words>
+void score_words(const Tile& tile, const void* panels, std::int64_t begin, std::int64_t end) {
+  with_rows(tile.num_rows, [&](auto rows) {
+    score_rows<Words, rows()>(tile, static_cast<const typename Words::Word*>(panels), begin,
+                              std::max(begin, tile.first), std::min(end, tile.last));
+  });
+}
+
+void score(const Tile& tile, DType dtype, const void* panels, std::int64_t begin,
+           std::int64_t end) {
 #if KEYFOLD_HAS_BF16_PAIRS
-  if (as_pairs(dtype)) return reduce_words<BFloat16Pairs>(tile, result);
+  if (as_pairs(dtype)) return score_words<BFloat16Pairs>(tile, panels, begin, end);
 #endif
   (void)dtype;
-  reduce_words<FloatWords>(tile, result);
+  score_words<FloatWords>(tile, panels, begin, end);
+}
+
+void weigh(const Tile& tile, const float* v, std::int64_t begin, std::int64_t end,
+           const RowState& result) {
+  const std::int64_t first = std::max(begin, tile.first), last = std::min(end, tile.last);
+  if (first >= last) return;
+  with_rows(tile.num_rows, [&](auto rows) {
+    weigh_rows<rows()>(tile, v + (first - begin) * tile.padded_value_dim, first, last, result.o);
+  });
 }
 
 void merge(const RowState& state, const RowState& later, std::int64_t padded_dim) {
@@ -262,7 +270,8 @@ void exp_array(const float* x, float* result, std::int64_t count) {
 }
 
 Kernels make_kernels(const char* name) {
-  return {name, kRowTile, words, pack_q, pack_k, pack_v, reduce, merge, exp_array};
+  return {name,    kRowTile, words,         pack_q,     pack_k, pack_v,   score,
+          softmax, weigh,    weigh_exactly, all_finite, merge,  exp_array};
 }
 
 }  // namespace HWY_NAMESPACE

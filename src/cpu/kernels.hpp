@@ -35,22 +35,24 @@ struct RowState {
   float* l = nullptr;
 };
 
-/// A tile: up to row_tile query rows against one packed split.
+/// A tile: up to row_tile query rows against one split. Keys are numbered within the split.
 struct Tile {
   std::int64_t num_rows = 0;
-  const void* q = nullptr;   ///< packed rows, `words` 32-bit words each
-  const void* k = nullptr;   ///< packed split: panels of [words][kPanel] words
-  const float* v = nullptr;  ///< packed split: [kSplitLen][padded_value_dim]
-  std::int64_t words = 0;    ///< see Kernels::words
+  const void* q = nullptr;  ///< packed rows of `words` words each
+  std::int64_t words = 0;   ///< see Kernels::words
   std::int64_t padded_value_dim = 0;
   float scale = 1;
   float softcap = 0;                     ///< 0: none
-  std::int64_t begin[kMaxRowTile] = {};  ///< visible keys of each row within the split
+  std::int64_t begin[kMaxRowTile] = {};  ///< visible keys of each row
   std::int64_t end[kMaxRowTile] = {};
-  const float* bias = nullptr;  ///< added to the scores, [row_tile][kSplitLen]; null: none
-  float* scores = nullptr;      ///< scratch [row_tile][kSplitLen]
+  std::int64_t first = kSplitLen;  ///< least begin and largest end of the rows that see a key
+  std::int64_t last = 0;
+  const float* bias = nullptr;  ///< added to the scores, [num_rows][kSplitLen]; null: none
+  float* scores = nullptr;      ///< [num_rows][kSplitLen]: first scores, then weights
 };
 
+/// A tile is reduced by score() over its panels, softmax(), and weigh() over its values; all three
+/// may be called part by part in ascending order, and touch only keys of [first, last).
 struct Kernels {
   const char* name;       ///< "avx512", ...
   std::int64_t row_tile;  ///< query rows per tile
@@ -60,12 +62,27 @@ struct Kernels {
   std::int64_t (*words)(DType dtype, std::int64_t head_dim);
   /// Packs one query row.
   void (*pack_q)(const RowSource& q, void* packed);
-  /// Packs keys [0, count) of a panel, zeros behind. count <= kPanel.
+  /// Packs keys [0, count) into a panel [words][kPanel], zeros behind. count <= kPanel.
   void (*pack_k)(const RowSource& k, std::int64_t count, void* packed_panel);
   /// Widens `count` rows to float32, zeros up to padded_dim.
   void (*pack_v)(const RowSource& v, std::int64_t count, std::int64_t padded_dim, float* packed);
-  /// Reduces a tile from the empty state into `result` (num_rows rows).
-  void (*reduce)(const Tile& tile, DType dtype, const RowState& result);
+
+  /// Products of the tile's queries with keys [begin, end), which `panels` holds (begin is a
+  /// multiple of kPanel).
+  void (*score)(const Tile& tile, DType dtype, const void* panels, std::int64_t begin,
+                std::int64_t end);
+  /// Scores become weights exp(score - m), 0 where hidden; result gets m and l.
+  void (*softmax)(const Tile& tile, const RowState& result);
+  /// o (+)= weights times values of keys [begin, end), which `v` holds as [key][padded_value_dim].
+  void (*weigh)(const Tile& tile, const float* v, std::int64_t begin, std::int64_t end,
+                const RowState& result);
+  /// As weigh(), but keys of weight 0 (hidden ones among them) are passed over, as 0 times Inf or
+  /// NaN would leak their values. The same bits where all values are finite.
+  void (*weigh_exactly)(const Tile& tile, const float* v, std::int64_t begin, std::int64_t end,
+                        const RowState& result);
+  /// Whether the tile's outputs hold neither Inf nor NaN.
+  bool (*all_finite)(const Tile& tile, const RowState& result);
+
   /// Merges one row's later state into its earlier one.
   void (*merge)(const RowState& state, const RowState& later, std::int64_t padded_dim);
   /// The exponential that all of the above use: within 2 ulp for x from -87.33 to 0, 0 below.

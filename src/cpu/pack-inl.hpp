@@ -69,6 +69,17 @@ inline void pair_row(const std::byte* row, const RowSource& source, std::int64_t
   }
 }
 
+/// Asks for the row that is packed some rows later: the processor's own prefetch stops at page
+/// ends.
+inline void prefetch_ahead(const std::byte* row, const RowSource& source) {
+  constexpr std::int64_t kRowsAhead = 24, kCacheLine = 64;
+  if (source.dim_stride != size_of(source.dtype)) return;
+  const std::byte* const ahead = row + kRowsAhead * source.row_stride;
+  for (std::int64_t i = 0; i < source.dim * source.dim_stride; i += kCacheLine) {
+    __builtin_prefetch(ahead + i);
+  }
+}
+
 /// One row as words.
 inline void pack_row(const std::byte* row, const RowSource& source, std::int64_t padded_words,
                      std::uint32_t* out) {
@@ -85,6 +96,7 @@ inline void pack_q(const RowSource& q, void* packed) {
 
 inline void pack_v(const RowSource& v, std::int64_t count, std::int64_t padded_dim, float* packed) {
   for (std::int64_t i = 0; i < count; ++i) {
+    prefetch_ahead(v.data + i * v.row_stride, v);
     widen_row(v.data + i * v.row_stride, v, padded_dim, packed + i * padded_dim);
   }
 }
@@ -154,6 +166,7 @@ inline void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
   for (std::int64_t first = 0; first < kPanel; first += kTransposeRows) {
     const std::byte* source = k.data + first * k.row_stride;
     const std::int64_t here = std::min(kTransposeRows, count - first);
+    for (std::int64_t i = 0; i < here; ++i) prefetch_ahead(source + i * k.row_stride, k);
     if (in_place && here == kTransposeRows) {
       transpose_rows(source, k.row_stride, num_words, out + first);
       continue;

@@ -3,8 +3,10 @@
 
 #include <tbb/parallel_for.h>
 
+#include <array>
 #include <chrono>
 #include <cmath>
+#include <span>
 
 #include "core/half.hpp"
 #include "cpu/mask.hpp"
@@ -12,7 +14,7 @@
 namespace keyfold::cpu {
 namespace {
 
-constexpr std::int64_t kFewRows = 32;  // rows of a group up to which splits are the tasks
+constexpr float kSawNothing = -1;  // the sum l of a partial state that is not to be merged
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -75,19 +77,23 @@ double CpuRun::wait() {
   return seconds;
 }
 
-void CpuRun::pack_panel(const Split& split, std::int64_t panel, const core::KeySource& source,
-                        std::int64_t slot) const {
-  const std::int64_t first = split.keys.begin + panel * kPanel;
-  const std::int64_t count = std::min(kPanel, split.keys.end - first);
-  if (count <= 0) return;
+void CpuRun::pack_k(const Split& split, std::int64_t first, const core::KeySource& source,
+                    float* panel) const {
   const std::int64_t batch = split.group / problem_.shape.num_kv_heads;
   const std::int64_t head = split.group % problem_.shape.num_kv_heads;
-  const Layout& layout = workspace_.layout();
-  kernels_.pack_k(rows_from(source.k, batch, head, first - source.first_key), count,
-                  workspace_.packed_k(slot) + panel * kPanel * layout.words);
-  kernels_.pack_v(rows_from(source.v, batch, head, first - source.first_key), count,
-                  layout.padded_value_dim,
-                  workspace_.packed_v(slot) + panel * kPanel * layout.padded_value_dim);
+  const std::int64_t key = split.keys.begin + first;
+  kernels_.pack_k(rows_from(source.k, batch, head, key - source.first_key),
+                  std::min(kPanel, split.keys.end - key), panel);
+}
+
+void CpuRun::pack_v(const Split& split, std::int64_t first, const core::KeySource& source,
+                    float* values) const {
+  const std::int64_t batch = split.group / problem_.shape.num_kv_heads;
+  const std::int64_t head = split.group % problem_.shape.num_kv_heads;
+  const std::int64_t key = split.keys.begin + first;
+  kernels_.pack_v(rows_from(source.v, batch, head, key - source.first_key),
+                  std::min(kPanel, split.keys.end - key), workspace_.layout().padded_value_dim,
+                  values);
 }
 
 void CpuRun::pack_queries(std::int64_t group, std::int64_t begin, std::int64_t end,
@@ -99,35 +105,99 @@ void CpuRun::pack_queries(std::int64_t group, std::int64_t begin, std::int64_t e
   }
 }
 
-bool CpuRun::reduce(const Split& split, std::int64_t begin, std::int64_t end, const float* q,
-                    std::int64_t slot, const ThreadSpace& space, const RowState& result) const {
+Tile CpuRun::make_tile(const Split& split, std::int64_t begin, std::int64_t end, const float* q,
+                       const ThreadSpace& space, std::int64_t at) const {
   const std::int64_t origin = split.keys.begin;
+  float* const bias = space.bias + at * kSplitLen;
   Tile tile;
   tile.num_rows = end - begin;
   tile.q = q;
-  tile.k = workspace_.packed_k(slot);
-  tile.v = workspace_.packed_v(slot);
   tile.words = workspace_.layout().words;
   tile.padded_value_dim = workspace_.layout().padded_value_dim;
   tile.scale = problem_.scale;
   tile.softcap = problem_.softcap;
-  tile.bias = problem_.mask ? space.bias : nullptr;
-  tile.scores = space.scores;
-  bool any = false;
+  tile.bias = problem_.mask ? bias : nullptr;
+  tile.scores = space.scores + at * kSplitLen;
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
     const Row row = row_at(split.group, begin + r);
     const core::KeyRange keys = problem_.visible(row.batch, row.row).clip(split.keys);
     if (keys.size() == 0) continue;
     if (problem_.mask && !gather_bias(*problem_.mask, row.batch, row.head, row.row, keys.begin,
-                                      keys.end, origin, space.bias + r * kSplitLen)) {
+                                      keys.end, origin, bias + r * kSplitLen)) {
       continue;
     }
     tile.begin[r] = keys.begin - origin;
     tile.end[r] = keys.end - origin;
-    any = true;
+    tile.first = std::min(tile.first, tile.begin[r]);
+    tile.last = std::max(tile.last, tile.end[r]);
   }
-  if (any) kernels_.reduce(tile, problem_.shape.dtype, result);
-  return any;
+  return tile;
+}
+
+void CpuRun::reduce_packed(const Tile& tile, std::int64_t slot, const RowState& result) const {
+  const float* const v = workspace_.packed_v(slot);
+  kernels_.score(tile, problem_.shape.dtype, workspace_.packed_k(slot), 0, kSplitLen);
+  kernels_.softmax(tile, result);
+  kernels_.weigh(tile, v, 0, kSplitLen, result);
+  if (!kernels_.all_finite(tile, result)) kernels_.weigh_exactly(tile, v, 0, kSplitLen, result);
+}
+
+void CpuRun::reduce_panels(const Split& split, const core::KeySource& source, std::int64_t begin,
+                           std::int64_t end, const ThreadSpace& space, std::int64_t partial) const {
+  struct Part {
+    Tile tile;
+    RowState result;
+    bool exactly = false;
+  };
+  std::array<Part, kFewRows> parts;
+  std::size_t count = 0;
+  std::int64_t first = kSplitLen, last = 0;
+  pack_queries(split.group, begin, end, space.q);
+  for (std::int64_t row = begin; row < end; row += kernels_.row_tile) {
+    const std::int64_t at = row - begin, tile_end = std::min(end, row + kernels_.row_tile);
+    Part& part = parts[count];
+    part.tile =
+        make_tile(split, row, tile_end, space.q + at * workspace_.layout().words, space, at);
+    part.result = workspace_.partials().at(partial + at);
+    if (part.tile.first < part.tile.last) {
+      first = std::min(first, part.tile.first);
+      last = std::max(last, part.tile.last);
+      ++count;
+      continue;
+    }
+    for (std::int64_t r = 0; r < part.tile.num_rows; ++r) part.result.l[r] = kSawNothing;
+  }
+  const std::span<Part> tiles(parts.data(), count);
+  const auto panels = [&](const auto& body) {
+    for (std::int64_t key = first / kPanel * kPanel; key < last; key += kPanel) body(key);
+  };
+  panels([&](std::int64_t key) {
+    pack_k(split, key, source, space.k);
+    for (const Part& part : tiles) {
+      kernels_.score(part.tile, problem_.shape.dtype, space.k, key, key + kPanel);
+    }
+  });
+  for (const Part& part : tiles) kernels_.softmax(part.tile, part.result);
+  panels([&](std::int64_t key) {
+    pack_v(split, key, source, space.v);
+    for (const Part& part : tiles) {
+      kernels_.weigh(part.tile, space.v, key, key + kPanel, part.result);
+    }
+  });
+  bool again = false;
+  for (Part& part : tiles) {
+    part.exactly = !kernels_.all_finite(part.tile, part.result);
+    again |= part.exactly;
+  }
+  if (!again) return;
+  panels([&](std::int64_t key) {
+    pack_v(split, key, source, space.v);
+    for (const Part& part : tiles) {
+      if (part.exactly) {
+        kernels_.weigh_exactly(part.tile, space.v, key, key + kPanel, part.result);
+      }
+    }
+  });
 }
 
 void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
@@ -141,8 +211,11 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
     for (std::int64_t key = box.key_begin; key < box.key_end; key += kPackedSplits * kSplitLen) {
       const std::int64_t splits = std::min(kPackedSplits, ceil_div(box.key_end - key, kSplitLen));
       tbb::parallel_for(std::int64_t{0}, splits * kPanels, [&](std::int64_t i) {
-        const std::int64_t slot = i / kPanels;
-        pack_panel(split_at(group, key + slot * kSplitLen, box.key_end), i % kPanels, source, slot);
+        const std::int64_t slot = i / kPanels, first = i % kPanels * kPanel;
+        const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
+        if (split.keys.begin + first >= split.keys.end) return;
+        pack_k(split, first, source, workspace_.packed_k(slot) + first * layout.words);
+        pack_v(split, first, source, workspace_.packed_v(slot) + first * layout.padded_value_dim);
       });
       const std::int64_t tasks = ceil_div(last_row - first_row, layout.task_rows);
       tbb::parallel_for(std::int64_t{0}, tasks, [&](std::int64_t task) {
@@ -154,10 +227,10 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
           const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
           for (std::int64_t row = begin; row < end; row += row_tile) {
             const std::int64_t tile_end = std::min(end, row + row_tile);
-            if (!reduce(split, row, tile_end, space.q + (row - begin) * layout.words, slot, space,
-                        space.result.at(0))) {
-              continue;
-            }
+            const Tile tile =
+                make_tile(split, row, tile_end, space.q + (row - begin) * layout.words, space, 0);
+            if (tile.first >= tile.last) continue;
+            reduce_packed(tile, slot, space.result.at(0));
             for (std::int64_t r = row; r < tile_end; ++r) {
               kernels_.merge(state_at(group, r), space.result.at(r - row), layout.padded_value_dim);
             }
@@ -169,7 +242,7 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
 }
 
 void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) {
-  const std::int64_t heads = problem_.group_size(), row_tile = kernels_.row_tile;
+  const std::int64_t heads = problem_.group_size();
   const Layout& layout = workspace_.layout();
   const std::int64_t first_row = (box.row_begin - block_.row_begin) * heads;
   const std::int64_t rows = (box.row_end - box.row_begin) * heads;
@@ -181,25 +254,9 @@ void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) 
   for (std::int64_t first = 0; first < pairs; first += wave) {
     const std::int64_t last = std::min(pairs, first + wave);
     tbb::parallel_for(first, last, [&](std::int64_t pair) {
-      const std::int64_t slot = this_thread();
-      const ThreadSpace space = workspace_.thread(slot);
       const std::int64_t key = box.key_begin + pair % splits * kSplitLen;
-      const Split split = split_at(group_of(pair), key, box.key_end);
-      for (std::int64_t panel = 0; panel < kSplitLen / kPanel; ++panel) {
-        pack_panel(split, panel, source, slot);
-      }
-      pack_queries(split.group, first_row, first_row + rows, space.q);
-      for (std::int64_t row = 0; row < rows; row += row_tile) {
-        const std::int64_t end = std::min(rows, row + row_tile);
-        const std::int64_t partial = (pair - first) * rows + row;
-        if (reduce(split, first_row + row, first_row + end, space.q + row * layout.words, slot,
-                   space, workspace_.partials().at(partial))) {
-          continue;
-        }
-        for (std::int64_t r = 0; r < end - row; ++r) {  // nothing seen: l < 0 marks it
-          *workspace_.partials().at(partial + r).l = -1;
-        }
-      }
+      reduce_panels(split_at(group_of(pair), key, box.key_end), source, first_row, first_row + rows,
+                    workspace_.thread(this_thread()), (pair - first) * rows);
     });
     const std::int64_t groups = group_of(last - 1) - group_of(first) + 1;
     tbb::parallel_for(std::int64_t{0}, groups * rows, [&](std::int64_t i) {
@@ -208,7 +265,7 @@ void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) 
       const std::int64_t end = std::min(last, (group - box.group_begin + 1) * splits);
       for (std::int64_t pair = begin; pair < end; ++pair) {
         const RowState partial = workspace_.partials().at((pair - first) * rows + row);
-        if (*partial.l < 0) continue;
+        if (*partial.l == kSawNothing) continue;
         kernels_.merge(state_at(group, first_row + row), partial, layout.padded_value_dim);
       }
     });

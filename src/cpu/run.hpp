@@ -40,13 +40,20 @@ class CpuRun : public core::Run {
 
   void fold_by_rows(const ChunkBox& box, const core::KeySource& source);
   void fold_by_splits(const ChunkBox& box, const core::KeySource& source);
-  void pack_panel(const Split& split, std::int64_t panel, const core::KeySource& source,
-                  std::int64_t slot) const;
+  void pack_k(const Split& split, std::int64_t first, const core::KeySource& source,
+              float* panel) const;
+  void pack_v(const Split& split, std::int64_t first, const core::KeySource& source,
+              float* values) const;
   void pack_queries(std::int64_t group, std::int64_t begin, std::int64_t end, float* packed) const;
-  /// Reduces rows [begin, end) of the split's group, at most row_tile, whose queries are packed at
-  /// q. False if none of them sees a key of the split.
-  bool reduce(const Split& split, std::int64_t begin, std::int64_t end, const float* q,
-              std::int64_t slot, const ThreadSpace& space, const RowState& result) const;
+  /// The tile of rows [begin, end) of the split's group, at most row_tile, queries packed at q;
+  /// scores and bias are those from row `at` on. Empty (first > last) if none sees a key.
+  Tile make_tile(const Split& split, std::int64_t begin, std::int64_t end, const float* q,
+                 const ThreadSpace& space, std::int64_t at) const;
+  /// Reduces a tile against the packed split in `slot`.
+  void reduce_packed(const Tile& tile, std::int64_t slot, const RowState& result) const;
+  /// Packs a split panel by panel and reduces rows [begin, end) of its group into `result`.
+  void reduce_panels(const Split& split, const core::KeySource& source, std::int64_t begin,
+                     std::int64_t end, const ThreadSpace& space, std::int64_t partial) const;
 
   const core::Problem& problem_;
   core::Block block_;

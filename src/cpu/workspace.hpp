@@ -12,8 +12,9 @@
 
 namespace keyfold::cpu {
 
-inline constexpr std::int64_t kPackedSplits = 4;    // splits packed together for shared rows
-inline constexpr std::int64_t kTaskTiles = 8;       // row tiles of one task
+inline constexpr std::int64_t kPackedSplits = 4;  // splits packed together for shared rows
+inline constexpr std::int64_t kFewRows = 32;   // rows of a group up to which splits are the tasks
+inline constexpr std::int64_t kTaskTiles = 8;  // row tiles of one task
 inline constexpr std::int64_t kPartialRows = 1024;  // row states that wait to be merged
 
 /// Sizes in floats (32-bit words).
@@ -28,16 +29,16 @@ struct Layout {
   std::int64_t packed_v() const { return padded_value_dim * kSplitLen; }
   std::int64_t packed_split() const { return packed_k() + packed_v(); }
   std::int64_t row_state() const { return padded_value_dim + 2; }
+  /// Row tiles whose scores one thread holds together: those of kFewRows rows.
+  std::int64_t score_rows() const { return (kFewRows + row_tile - 1) / row_tile * row_tile; }
+  std::int64_t panel() const { return (words + padded_value_dim) * kPanel; }
   std::int64_t thread() const {
-    return round_up(task_rows * words) + 2 * row_tile * kSplitLen +
+    return round_up(task_rows * words) + 2 * score_rows() * kSplitLen + panel() +
            round_up(row_tile * row_state());
-  }
-  std::int64_t packed_splits(int num_threads) const {
-    return std::max<std::int64_t>(kPackedSplits, num_threads);
   }
   std::int64_t total(std::int64_t rows, int num_threads) const {
     return round_up(rows * row_state()) + round_up(kPartialRows * row_state()) +
-           packed_splits(num_threads) * packed_split() + num_threads * thread();
+           kPackedSplits * packed_split() + num_threads * thread();
   }
   /// Keeps what follows on a cache line of its own.
   static std::int64_t round_up(std::int64_t floats) { return (floats + 15) / 16 * 16; }
@@ -62,9 +63,11 @@ struct RowStates {
 
 /// What one thread works in.
 struct ThreadSpace {
-  float* q;
-  float* scores;
-  float* bias;
+  float* q;       ///< packed query rows of a task
+  float* scores;  ///< [score_rows][kSplitLen]
+  float* bias;    ///< likewise
+  float* k;       ///< one packed panel of keys
+  float* v;       ///< the values of those keys
   RowStates result;
 };
 
@@ -82,7 +85,7 @@ class Workspace {
     };
     states_ = {take(rows * row_state), rows, dim};
     partials_ = {take(kPartialRows * row_state), kPartialRows, dim};
-    packed_ = take(layout.packed_splits(num_threads) * layout.packed_split());
+    packed_ = take(kPackedSplits * layout.packed_split());
     threads_ = next;
     std::fill_n(states_.data, rows * dim, 0.0f);
     std::fill_n(states_.data + rows * dim, rows, -std::numeric_limits<float>::infinity());
@@ -97,9 +100,11 @@ class Workspace {
   ThreadSpace thread(std::int64_t index) const {
     float* const q = threads_ + index * layout_.thread();
     float* const scores = q + Layout::round_up(layout_.task_rows * layout_.words);
-    float* const bias = scores + layout_.row_tile * kSplitLen;
-    float* const result = bias + layout_.row_tile * kSplitLen;
-    return {q, scores, bias, {result, layout_.row_tile, layout_.padded_value_dim}};
+    float* const bias = scores + layout_.score_rows() * kSplitLen;
+    float* const k = bias + layout_.score_rows() * kSplitLen;
+    float* const v = k + layout_.words * kPanel;
+    float* const result = k + layout_.panel();
+    return {q, scores, bias, k, v, {result, layout_.row_tile, layout_.padded_value_dim}};
   }
 
  private:

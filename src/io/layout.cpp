@@ -15,10 +15,6 @@ static_assert(std::endian::native == std::endian::little, "both formats are litt
 
 std::int64_t byte_size(const std::string& source, DType dtype,
                        std::span<const std::int64_t> shape) {
-  if (shape.size() > kMaxRank) {
-    throw InvalidArgument(source,
-                          fmt::format("expected at most {} axes, got {}", kMaxRank, shape.size()));
-  }
   std::int64_t bytes = size_of(dtype);
   for (const std::int64_t extent : shape) {
     // Zeros are left out so that the strides fit in 64 bits as well.

@@ -12,7 +12,7 @@
 
 namespace keyfold::io {
 
-/// Most axes of a tensor in a file; NumPy's limit was the same.
+/// Most axes that a reader accepts; NumPy's limit was the same.
 inline constexpr std::size_t kMaxRank = 32;
 
 /// One tensor inside the bytes of a file; the bytes are not owned.
@@ -26,8 +26,8 @@ struct TensorLayout {
 /// Order of the elements of a dense tensor.
 enum class Order { kRowMajor, kColumnMajor };
 
-/// Bytes of a dense tensor. Throws InvalidArgument, naming `source`, for a negative extent, more
-/// than kMaxRank axes, or when the extents, zeros left out, multiply to 2^63 bytes or more.
+/// Bytes of a dense tensor. Throws InvalidArgument, naming `source`, for a negative extent, or when
+/// the extents, zeros left out, multiply to 2^63 bytes or more.
 std::int64_t byte_size(const std::string& source, DType dtype, std::span<const std::int64_t> shape);
 
 /// The layout of a dense tensor that fills bytes [begin, end) of `file`; the caller has checked

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cstring>
@@ -78,10 +79,7 @@ class HeaderParser {
   }
 
   void skip_space() {
-    while (position_ < text_.size() && std::strchr(" \t\r\n", text_[position_]) &&
-           text_[position_] != '\0') {
-      ++position_;
-    }
+    position_ = std::min(text_.find_first_not_of(" \t\r\n", position_), text_.size());
   }
 
   bool accept(std::string_view token) {

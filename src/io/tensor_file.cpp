@@ -51,8 +51,9 @@ LoadedTensor open_tensor(const std::string& spec) {
     const SafetensorsIndex index(parts.path, bytes);
     return {spec, index.find(parts.tensor), std::move(file)};
   }
-  throw InvalidArgument(spec, fmt::format("expected a .npy or .safetensors file, got {}",
-                                          bytes.empty() ? "an empty file" : "other contents"));
+  throw InvalidArgument(spec,
+                        fmt::format("expected a file as numpy.save or safetensors write it, got {}",
+                                    bytes.empty() ? "an empty file" : "other contents"));
 }
 
 }  // namespace keyfold::io

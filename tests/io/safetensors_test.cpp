@@ -128,6 +128,7 @@ TEST(Safetensors, RefusesOffsetsThatLie) {
   EXPECT_THAT(one("[6]", "[0,24,24]"), throws_invalid("3 data_offsets"));
   EXPECT_THAT(two("[0,12]", "[8,24]"), throws_invalid("tensor 'b' to begin at 12"));  // overlap
   EXPECT_THAT(two("[0,8]", "[12,24]"), throws_invalid("tensor 'b' to begin at 8"));   // hole
+  EXPECT_THAT(two("[0,12]", "[12,8]"), throws_invalid("got [12, 8]"));
   EXPECT_THAT(two("[0,24]", "[0,24]"), throws_invalid("tensor 'b' to begin at 24"));  // the same
 }
 

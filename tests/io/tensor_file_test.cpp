@@ -10,7 +10,6 @@ namespace keyfold::io::test {
 namespace {
 
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
 
 std::string floats(const std::string& shape, const std::string& order, std::size_t count) {
@@ -61,7 +60,7 @@ TEST(OpenTensor, OutlivesTheCall) {
   save(path, npy_file("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2)}",
                       data_of<float>({1.5F, -2.0F})));
   const LoadedTensor copy = [&] {
-    const LoadedTensor tensor = open_tensor(path);
+    LoadedTensor tensor = open_tensor(path);
     return tensor;
   }();
   const TensorView view = copy.view();

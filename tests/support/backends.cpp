@@ -1,0 +1,74 @@
+// The fixture of every test that runs once per backend, through the public interface only.
+#include "support/backends.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <sstream>
+
+namespace keyfold::test {
+
+std::vector<std::string> backend_names() {
+  std::vector<std::string> names;
+  if (const char* text = std::getenv("KEYFOLD_TEST_BACKENDS")) {
+    std::istringstream list(text);
+    for (std::string name; std::getline(list, name, ',');) names.push_back(name);
+    return names;
+  }
+  for (const DeviceInfo& device : devices()) names.push_back(device.backend);
+  return names;
+}
+
+std::vector<std::byte> Outputs::bytes() const {
+  std::vector<std::byte> all = out.bytes();
+  const std::vector<std::byte> more = lse.bytes();
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
+void BackendTest::SetUp() {
+  const std::vector<DeviceInfo> present = devices();
+  if (std::none_of(present.begin(), present.end(),
+                   [](const DeviceInfo& d) { return d.backend == GetParam(); }))
+    GTEST_SKIP() << "backend " << GetParam() << " is ABSENT on this machine: nothing was tested";
+}
+
+Outputs BackendTest::run(const Call& call, RunOptions how, Layout out_layout) const {
+  const Dims sizes = call.out_sizes();
+  Outputs got{Tensor(call.q.dtype, sizes, out_layout),
+              Tensor(DType::kFloat32, {sizes[0], sizes[1], sizes[2], 1}, out_layout),
+              {}};
+  got.out.poison();
+  got.lse.poison();
+  AttentionOptions options = call.options;
+  options.run = std::move(how);
+  options.run.backend = GetParam();
+  options.lse = got.lse.mutable_view();
+  got.report = scaled_dot_product_attention(call.q, call.k, call.v, got.out.mutable_view(), options);
+  return got;
+}
+
+void BackendTest::expect_right(const Call& call, const Outputs& got,
+                               const std::vector<RowId>& rows) const {
+  EXPECT_TRUE(right(got.out, &got.lse, rows,
+                    reference(call.q, call.k, call.v, call.options, rows),
+                    naive(call.q, call.k, call.v, call.options, rows)));
+}
+
+void BackendTest::expect_right(const Case& c, Rng& rng, const RunOptions& how,
+                               Layout out_layout) const {
+  std::ostringstream name;
+  name << c;
+  SCOPED_TRACE(name.str());
+  const Inputs inputs(c, rng);
+  const Call call = inputs.call();
+  expect_right(call, run(call, how, out_layout), all_rows(call.q));
+}
+
+Plan BackendTest::plan_of(const Call& call, RunOptions how) const {
+  AttentionOptions options = call.options;
+  options.run = std::move(how);
+  options.run.backend = GetParam();
+  return plan(call.shape(), options);
+}
+
+}  // namespace keyfold::test

@@ -1,0 +1,187 @@
+// The formula as plain loops, once for float64 and for the naive float32.
+#include "support/reference.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "support/tensor.hpp"
+
+namespace keyfold::test {
+namespace {
+
+constexpr std::int64_t kKeyBlock = 64;     // keys converted at a time
+constexpr std::size_t kRowBatch = 16;      // rows that share converted keys
+constexpr std::int64_t kFar = std::int64_t{1} << 60;
+
+struct Range {
+  std::int64_t begin = 0, end = 0;
+};
+
+template <class Real>
+class Attention {
+ public:
+  Attention(const TensorView& q, const TensorView& k, const TensorView& v,
+            const AttentionOptions& options, bool round)
+      : q_(q), k_(k), v_(v), options_(options), round_(round) {}
+
+  Rows run(const std::vector<RowId>& rows) {
+    Rows result;
+    result.out.resize(rows.size() * static_cast<std::size_t>(v_.sizes[3]));
+    result.lse.resize(rows.size());
+    for (std::size_t i = 0; i < rows.size();) {
+      std::size_t n = 1;
+      while (n < kRowBatch && i + n < rows.size() && rows[i + n].batch == rows[i].batch &&
+             kv_head(rows[i + n]) == kv_head(rows[i]))
+        ++n;
+      run_batch(&rows[i], n, &result.out[i * static_cast<std::size_t>(v_.sizes[3])],
+                &result.lse[i]);
+      i += n;
+    }
+    return result;
+  }
+
+ private:
+  std::int64_t kv_head(const RowId& r) const { return r.head / (q_.sizes[1] / k_.sizes[1]); }
+
+  Range visible(const RowId& r) const {
+    const std::int64_t keys = options_.kv_lens.empty()
+                                  ? k_.sizes[2]
+                                  : options_.kv_lens[static_cast<std::size_t>(r.batch)];
+    const std::int64_t position = options_.q_offset.value_or(keys - q_.sizes[2]) + r.row;
+    Range range{0, keys};
+    if (options_.causal) range.end = std::min(range.end, position + 1);
+    if (options_.window.right && position < keys - 1 - *options_.window.right)
+      range.end = std::min(range.end, position + *options_.window.right + 1);
+    if (options_.window.left) range.begin = std::max<std::int64_t>(0, position - std::min(*options_.window.left, kFar));
+    range.begin = std::min(range.begin, keys);
+    range.end = std::max(range.end, range.begin);
+    return range;
+  }
+
+  /// Adds the mask to a score; -inf where it hides the key.
+  Real masked(Real score, const RowId& r, std::int64_t key) const {
+    if (!options_.mask) return score;
+    const TensorView& mask = *options_.mask;
+    Dims i{r.batch, r.head, r.row, key};
+    for (std::size_t axis = 0; axis < 4; ++axis)
+      if (mask.sizes[axis] == 1) i[axis] = 0;
+    const float value = load(mask, i);
+    if (mask.dtype == DType::kBool) return value != 0 ? score : -kInf;
+    return value == -kInf ? -kInf : score + static_cast<Real>(value);
+  }
+
+  void run_batch(const RowId* rows, std::size_t n, double* out, double* lse) {
+    const std::int64_t dim = q_.sizes[3], value_dim = v_.sizes[3];
+    const Real scale = options_.scale ? static_cast<Real>(*options_.scale)
+                                      : Real{1} / std::sqrt(static_cast<Real>(dim));
+    Range all = visible(rows[0]);
+    std::vector<Range> ranges(n);
+    for (std::size_t r = 0; r < n; ++r) {
+      ranges[r] = visible(rows[r]);
+      all = {std::min(all.begin, ranges[r].begin), std::max(all.end, ranges[r].end)};
+    }
+    const std::size_t width = static_cast<std::size_t>(std::max<std::int64_t>(all.end - all.begin, 0));
+    std::vector<Real> weights(n * width, -kInf);
+
+    // Scores: key blocks transposed, so that each dot is one plain sum over dim in order.
+    std::vector<Real> keys(static_cast<std::size_t>(dim * kKeyBlock));
+    for (std::int64_t first = all.begin; first < all.end; first += kKeyBlock) {
+      const std::int64_t count = std::min(kKeyBlock, all.end - first);
+      for (std::int64_t j = 0; j < count; ++j)
+        for (std::int64_t d = 0; d < dim; ++d)
+          keys[static_cast<std::size_t>(d * kKeyBlock + j)] =
+              static_cast<Real>(load(k_, {rows[0].batch, kv_head(rows[0]), first + j, d}));
+      for (std::size_t r = 0; r < n; ++r) {
+        Real dot[kKeyBlock] = {};
+        for (std::int64_t d = 0; d < dim; ++d) {
+          const auto x = static_cast<Real>(load(q_, {rows[r].batch, rows[r].head, rows[r].row, d}));
+          const Real* line = &keys[static_cast<std::size_t>(d * kKeyBlock)];
+          for (std::int64_t j = 0; j < kKeyBlock; ++j) dot[j] += x * line[j];
+        }
+        for (std::int64_t j = 0; j < count; ++j) {
+          const std::int64_t key = first + j;
+          if (key < ranges[r].begin || key >= ranges[r].end) continue;
+          Real score = dot[j] * scale;
+          if (options_.softcap) {
+            const auto cap = static_cast<Real>(*options_.softcap);
+            score = cap * std::tanh(score / cap);
+          }
+          weights[r * width + static_cast<std::size_t>(key - all.begin)] =
+              masked(score, rows[r], key);
+        }
+      }
+    }
+    for (std::size_t r = 0; r < n; ++r) lse[r] = softmax(&weights[r * width], width, rows[r]);
+
+    std::vector<Real> sums(n * static_cast<std::size_t>(value_dim)), line(static_cast<std::size_t>(value_dim));
+    for (std::size_t j = 0; j < width; ++j) {
+      const std::int64_t key = all.begin + static_cast<std::int64_t>(j);
+      for (std::int64_t d = 0; d < value_dim; ++d)
+        line[static_cast<std::size_t>(d)] =
+            static_cast<Real>(load(v_, {rows[0].batch, kv_head(rows[0]), key, d}));
+      for (std::size_t r = 0; r < n; ++r) {
+        const Real weight = weights[r * width + j];
+        if (weight == 0) continue;
+        Real* sum = &sums[r * line.size()];
+        for (std::size_t d = 0; d < line.size(); ++d) sum[d] += weight * line[d];
+      }
+    }
+    for (std::size_t i = 0; i < sums.size(); ++i)
+      out[i] = round_ ? static_cast<double>(rounded(static_cast<float>(sums[i]), q_.dtype))
+                      : static_cast<double>(sums[i]);
+  }
+
+  /// Scores to probabilities, in place; returns the logsumexp.
+  double softmax(Real* scores, std::size_t width, const RowId& row) const {
+    Real sink = -kInf;
+    if (options_.sinks) sink = static_cast<Real>(load(*options_.sinks, {0, row.head, 0, 0}));
+    Real top = sink;
+    for (std::size_t j = 0; j < width; ++j) top = std::max(top, scores[j]);
+    bool empty = true;
+    Real sum = sink == -kInf ? Real{0} : std::exp(sink - top);
+    for (std::size_t j = 0; j < width; ++j) {
+      if (scores[j] == -kInf) {
+        scores[j] = 0;
+        continue;
+      }
+      empty = false;
+      scores[j] = std::exp(scores[j] - top);
+      if (static_cast<float>(scores[j]) == 0) scores[j] = 0;
+      sum += scores[j];
+    }
+    if (empty) return static_cast<double>(sink);
+    for (std::size_t j = 0; j < width; ++j) {
+      scores[j] /= sum;
+      if (round_) scores[j] = static_cast<Real>(rounded(static_cast<float>(scores[j]), q_.dtype));
+    }
+    return static_cast<double>(std::log(sum) + top);
+  }
+
+  static constexpr Real kInf = std::numeric_limits<Real>::infinity();
+  const TensorView &q_, &k_, &v_;
+  const AttentionOptions& options_;
+  const bool round_;
+};
+
+}  // namespace
+
+std::vector<RowId> all_rows(const TensorView& q) {
+  std::vector<RowId> rows;
+  for (std::int64_t b = 0; b < q.sizes[0]; ++b)
+    for (std::int64_t h = 0; h < q.sizes[1]; ++h)
+      for (std::int64_t i = 0; i < q.sizes[2]; ++i) rows.push_back({b, h, i});
+  return rows;
+}
+
+Rows reference(const TensorView& q, const TensorView& k, const TensorView& v,
+               const AttentionOptions& options, const std::vector<RowId>& rows) {
+  return Attention<double>(q, k, v, options, false).run(rows);
+}
+
+Rows naive(const TensorView& q, const TensorView& k, const TensorView& v,
+           const AttentionOptions& options, const std::vector<RowId>& rows) {
+  return Attention<float>(q, k, v, options, true).run(rows);
+}
+
+}  // namespace keyfold::test
