@@ -5,17 +5,10 @@
 #include <cstring>
 
 #include "core/half.hpp"
+#include "mix.hpp"
 
 namespace keyfold::cli {
 namespace {
-
-/// Mixes all 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood 2014).
-std::uint64_t mix(std::uint64_t x) {
-  x += 0x9E3779B97F4A7C15;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
-  return x ^ (x >> 31);
-}
 
 std::uint32_t bits_of(DType dtype, float value) {
   switch (dtype) {

@@ -5,19 +5,12 @@
 
 #include "ceilings.hpp"
 #include "command.hpp"
+#include "mix.hpp"
 
 namespace keyfold::cli {
 namespace {
 
 std::int64_t count_of(const Dims& sizes) { return sizes[0] * sizes[1] * sizes[2] * sizes[3]; }
-
-/// Spreads a counter over all 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood 2014).
-std::uint64_t mixed(std::uint64_t x) {
-  x += 0x9E3779B97F4A7C15;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
-  return x ^ (x >> 31);
-}
 
 /// Sign, exponent -2 to 0 and mantissa from random bits: no conversion, no zero, NaN or infinity.
 template <typename Bits>
@@ -40,7 +33,7 @@ RandomTensor::RandomTensor(DType dtype, const Dims& sizes, std::uint64_t seed, i
     constexpr std::int64_t kStep = 1 << 20;  // elements between two looks at the token
     const std::int64_t end = thread + 1 == num_threads ? count : part * (thread + 1);
     for (std::int64_t i = part * thread; i < end && !stop_token.stop_requested(); i += kStep)
-      fill(i, std::min(i + kStep, end), mixed(seed));
+      fill(i, std::min(i + kStep, end), mix(seed));
   });
   check_stop(stop_token);
 }
@@ -52,7 +45,7 @@ void RandomTensor::fill(std::int64_t begin, std::int64_t end, std::uint64_t seed
     target += sizeof bits;
   };
   for (std::int64_t i = begin; i < end; ++i) {
-    const std::uint64_t random = mixed(seed + static_cast<std::uint64_t>(i));
+    const std::uint64_t random = mix(seed + static_cast<std::uint64_t>(i));
     switch (view_.dtype) {
       case DType::kFloat32: put(element<std::uint32_t>(random, 23, 127)); break;
       case DType::kFloat16: put(element<std::uint16_t>(random, 10, 15)); break;

@@ -6,7 +6,7 @@
 namespace keyfold::cli::test {
 namespace {
 
-const char* const kCommands[] = {"attend", "plan", "bench", "devices"};
+const char* const kCommands[] = {"attend", "needle", "plan", "bench", "devices"};
 
 TEST(Tool, HelpTeachesEveryCommand) {
   const Outcome all = run({"--help"});
