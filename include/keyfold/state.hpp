@@ -13,8 +13,8 @@ namespace keyfold {
 /// call: whole splits are folded as they complete, and the ragged end of what was fed (less than
 /// one split) is kept in a small buffer.
 ///
-/// The memory of q, of the mask, of sinks and of kv_lens must outlive the state; the keys and
-/// values need to live only during update(). Where the formula needs the position of the queries
+/// The memory of q, of the mask and of sinks must outlive the state; keys and values need to live
+/// only during update(). Where the formula needs the position of the queries
 /// (causal, window), options.q_offset must be set, as kv_len is not known yet. A mask's key axis is
 /// the absolute key position. options.lse is not used: finish() takes it.
 ///
@@ -43,8 +43,8 @@ class KEYFOLD_API AttentionState {
   void merge(AttentionState&& other);
 
   /// Writes out [batch, num_heads, q_len, value_dim] and, if given, lse [batch, num_heads, q_len,
-  /// 1], and leaves the state empty, at first_key again. On an error in the arguments nothing is written and the state
-  /// is unchanged.
+  /// 1], and leaves the state empty, at first_key again. On an error in the arguments nothing is
+  /// written and the state is unchanged.
   Report finish(const MutableTensorView& out,
                 const std::optional<MutableTensorView>& lse = std::nullopt);
 

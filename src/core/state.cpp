@@ -84,6 +84,9 @@ class AttentionState::Impl {
   }
 
   void merge(Impl& other) {
+    if (&other == this) {
+      throw InvalidArgument("other", "expected another state, got this one");
+    }
     check_usable();
     other.check_usable();
     if (!other.session_) return;
