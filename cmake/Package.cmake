@@ -15,6 +15,9 @@ if(keyfold_type STREQUAL "STATIC_LIBRARY")
   string(APPEND keyfold_pc_libs " ${CMAKE_THREAD_LIBS_INIT}")
 endif()
 
+# The tool, which is added after this file, finds the library beside it, wherever the prefix is.
+set(CMAKE_INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
+
 install(TARGETS keyfold EXPORT keyfoldTargets)
 install(DIRECTORY include/keyfold DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
