@@ -30,7 +30,8 @@ struct Report {
 /// Causal attention and windows are aligned bottom-right: query row i stands at key position
 /// i + kv_len - q_len unless options.q_offset says otherwise. A row that sees no key gives 0 and
 /// lse -inf (with a sink: 0 and the sink). A score of -inf is the same as a hidden key. Hidden
-/// keys, and keys behind kv_lens, never influence the result, whatever they hold.
+/// keys, and keys behind kv_lens, never influence the result, whatever they hold; nor do keys whose
+/// weight is below float32's normal range (scores more than 87 under the maximum).
 ///
 /// Accumulates in float32. The bits of the result depend on q, k, v, the options that define the
 /// formula and the kernel (DeviceInfo::kernel), and on nothing in RunOptions, on no other row and

@@ -28,4 +28,14 @@ T& deref(T* pointer, const char* argument) {
   return *pointer;
 }
 
+/// The body of a *_create function: *handle = make(). Checks the pointer before it makes anything,
+/// which a plain assignment would not, as C++ evaluates its right side first.
+template <typename Handle, typename Make>
+keyfold_status create(Handle** handle, const char* argument, Make&& make) noexcept {
+  return guarded([&] {
+    Handle*& target = deref(handle, argument);
+    target = make();
+  });
+}
+
 }  // namespace keyfold::c_api

@@ -95,9 +95,8 @@ extern "C" {
 keyfold_status keyfold_plan_create(const keyfold_shape* shape, const keyfold_options* options,
                                    const keyfold_plan** plan) {
   using namespace keyfold::c_api;
-  return guarded([&] {
-    const keyfold_plan*& handle = deref(plan, "plan");
-    handle = new OwnedPlan(keyfold::plan(shape_of(deref(shape, "shape")), options_of(options)));
+  return create(plan, "plan", [&] {
+    return new OwnedPlan(keyfold::plan(shape_of(deref(shape, "shape")), options_of(options)));
   });
 }
 
@@ -107,7 +106,7 @@ void keyfold_plan_destroy(const keyfold_plan* plan) {
 
 keyfold_status keyfold_device_list_create(const keyfold_device_list** list) {
   using namespace keyfold::c_api;
-  return guarded([&] { deref(list, "list") = new OwnedDeviceList(keyfold::devices()); });
+  return create(list, "list", [] { return new OwnedDeviceList(keyfold::devices()); });
 }
 
 void keyfold_device_list_destroy(const keyfold_device_list* list) {

@@ -9,6 +9,7 @@
 #include "keyfold/attention.hpp"
 #include "keyfold/state.hpp"
 
+using keyfold::c_api::create;
 using keyfold::c_api::deref;
 using keyfold::c_api::guarded;
 using keyfold::c_api::kLseAxes;
@@ -65,10 +66,9 @@ keyfold_status keyfold_merge_state(const DLTensor* out_a, const DLTensor* lse_a,
 
 keyfold_status keyfold_state_create(const DLTensor* q, const keyfold_options* options,
                                     int64_t first_key, keyfold_state** state) {
-  return guarded([&] {
-    keyfold_state*& handle = deref(state, "state");
-    handle =
-        new keyfold_state{keyfold::AttentionState(view_of(q, "q"), options_of(options), first_key)};
+  return create(state, "state", [&] {
+    return new keyfold_state{
+        keyfold::AttentionState(view_of(q, "q"), options_of(options), first_key)};
   });
 }
 

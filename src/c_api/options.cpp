@@ -6,6 +6,7 @@
 #include "c_api/dlpack.hpp"
 #include "c_api/guard.hpp"
 
+using keyfold::c_api::create;
 using keyfold::c_api::deref;
 using keyfold::c_api::guarded;
 using keyfold::c_api::kLseAxes;
@@ -50,7 +51,7 @@ keyfold::AttentionOptions keyfold::c_api::options_of(const keyfold_options* opti
 extern "C" {
 
 keyfold_status keyfold_cancel_token_create(keyfold_cancel_token** token) {
-  return guarded([&] { deref(token, "token") = new keyfold_cancel_token; });
+  return create(token, "token", [] { return new keyfold_cancel_token; });
 }
 
 keyfold_status keyfold_cancel_token_request(keyfold_cancel_token* token) {
@@ -60,7 +61,7 @@ keyfold_status keyfold_cancel_token_request(keyfold_cancel_token* token) {
 void keyfold_cancel_token_destroy(keyfold_cancel_token* token) { delete token; }
 
 keyfold_status keyfold_options_create(keyfold_options** options) {
-  return guarded([&] { deref(options, "options") = new keyfold_options; });
+  return create(options, "options", [] { return new keyfold_options; });
 }
 
 void keyfold_options_destroy(keyfold_options* options) { delete options; }

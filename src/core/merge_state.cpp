@@ -6,6 +6,12 @@
 #include "keyfold/attention.hpp"
 
 namespace keyfold {
+namespace {
+
+/// weight * x, where a weight of 0 leaves out even Inf and NaN.
+float weighted(float weight, float x) { return weight == 0 ? 0 : weight * x; }
+
+}  // namespace
 
 void merge_state(const MutableTensorView& out_a, const MutableTensorView& lse_a,
                  const TensorView& out_b, const TensorView& lse_b) {
@@ -47,7 +53,8 @@ void merge_state(const MutableTensorView& out_a, const MutableTensorView& lse_a,
           std::byte* out = core::element(out_a, b, h, i, d);
           const float x = core::load_float(out, out_a.dtype);
           const float y = core::load_float(core::element(out_b, b, h, i, d), out_b.dtype);
-          core::store_float(out, out_a.dtype, empty ? 0 : (weight_a * x + weight_b * y) / sum);
+          const float merged = weighted(weight_a, x) + weighted(weight_b, y);
+          core::store_float(out, out_a.dtype, empty ? 0 : merged / sum);
         }
         core::store_float(lse, DType::kFloat32, empty ? most : most + std::log(sum));
       }

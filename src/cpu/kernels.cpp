@@ -168,6 +168,8 @@ HWY_NOINLINE void softmax_row(const Tile& tile, std::int64_t row, std::int64_t b
     for (std::int64_t i = 0; i < half; ++i) chains[i] += chains[i + half];
   }
   *l = chains[0];
+  if (*l != *l)
+    *m = *l;  // a NaN score, or one of +Inf: the row stays NaN whatever it is merged with
 }
 
 void softmax(const Tile& tile, const RowState& result) {
@@ -249,11 +251,19 @@ void merge(const RowState& state, const RowState& later, std::int64_t padded_dim
   const hn::ScalableTag<float> d;
   const hn::CappedTag<float, 1> d1;
   const float hidden = -std::numeric_limits<float>::infinity();
-  const float m = hn::GetLane(hn::Max(hn::Set(d1, *state.m), hn::Set(d1, *later.m)));
+  const float m = *state.m > *later.m || *state.m != *state.m ? *state.m : *later.m;
   const float base = m == hidden ? 0.0f : m;
   const float keep = hn::GetLane(exp_nonpositive(d1, hn::Set(d1, *state.m - base)));
   const float add = hn::GetLane(exp_nonpositive(d1, hn::Set(d1, *later.m - base)));
+  // A side of weight 0 is left out, as 0 times its Inf or NaN would be NaN. The same bits
+  // otherwise.
+  if (add == 0) return;
   *state.m = m;
+  if (keep == 0) {
+    *state.l = *later.l;
+    std::copy_n(later.o, padded_dim, state.o);
+    return;
+  }
   *state.l = std::fma(*later.l, add, *state.l * keep);
   const auto keep_v = hn::Set(d, keep), add_v = hn::Set(d, add);
   for (std::int64_t i = 0; i < padded_dim; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {

@@ -304,7 +304,7 @@ void CpuRun::finish(const MutableTensorView& out, const std::optional<MutableTen
       std::byte* target = core::element(out, row.batch, row.head, row.row, 0);
       for (std::int64_t d = 0; d < problem_.shape.value_dim; ++d) {
         // + 0: whether a zero was summed from hidden keys must not show in its sign.
-        const float value = l == 0 ? 0.0f : weight * state.o[d] / l + 0.0f;
+        const float value = l == 0 || weight == 0 ? 0.0f : weight * state.o[d] / l + 0.0f;
         core::store_float(target + d * step, out.dtype, value);
       }
       if (lse) {

@@ -14,14 +14,15 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 /// exp(x) for x <= 0: 2^n * p(r) with x = n ln2 + r, |r| <= ln2 / 2, and p a degree-6 polynomial
-/// (Chebyshev fit, relative error 8e-9). Results below the normal range are 0, as subnormals would
+/// (Chebyshev fit, relative error 8e-9). ln2 is in two parts, the first so short that n times it is
+/// exact without a fused multiply-add. Results below the normal range are 0, as subnormals would
 /// slow every multiply that follows. NaN gives NaN.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp_nonpositive(D d, V x) {
   const hn::RebindToSigned<D> di;
   const V n = hn::Round(hn::Mul(x, hn::Set(d, 0x1.715476p+0f)));
-  V r = hn::NegMulAdd(n, hn::Set(d, 0x1.62e430p-1f), x);
-  r = hn::NegMulAdd(n, hn::Set(d, -0x1.05c610p-29f), r);
+  V r = hn::NegMulAdd(n, hn::Set(d, 0x1.62e4p-1f), x);
+  r = hn::NegMulAdd(n, hn::Set(d, 0x1.7f7d1cp-20f), r);
   V p = hn::Set(d, 0x1.6d110ap-10f);
   p = hn::MulAdd(p, r, hn::Set(d, 0x1.120b6ep-7f));
   p = hn::MulAdd(p, r, hn::Set(d, 0x1.55551ap-5f));

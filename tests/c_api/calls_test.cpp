@@ -299,8 +299,12 @@ TEST(CApi, ListsTheDevicesOfCpp) {
     EXPECT_EQ(std::vector<std::string>(c.kernels, c.kernels + c.num_kernels), cpp[i].kernels);
     ASSERT_EQ(c.num_dtypes, cpp[i].dtypes.size());
     ASSERT_GT(c.num_dtypes, 0u);
-    EXPECT_EQ(c.dtypes[0].code, kDLFloat);
-    EXPECT_EQ(c.dtypes[0].lanes, 1);
+    for (std::size_t j = 0; j < c.num_dtypes; ++j) {
+      const DLDataType& dtype = c.dtypes[j];
+      EXPECT_EQ(dtype.code, cpp[i].dtypes[j] == DType::kBFloat16 ? kDLBfloat : kDLFloat);
+      EXPECT_EQ(dtype.bits, 8 * size_of(cpp[i].dtypes[j]));
+      EXPECT_EQ(dtype.lanes, 1);
+    }
   }
   keyfold_device_list_destroy(list);
 }

@@ -27,6 +27,9 @@ std::string prose(std::size_t bytes, std::uint64_t seed = 7) {
   return text;
 }
 
+/// Enough for 8K keys, and quick also under sanitizers.
+constexpr HeadShape kSmallHeads{4, 2, 64, DType::kFloat32};
+
 /// A folder of its own for each test, removed afterwards.
 class NeedleFiles : public testing::Test {
  protected:
@@ -56,7 +59,7 @@ class FindsNeedle : public testing::TestWithParam<Setting> {};
 
 TEST_P(FindsNeedle, AtEveryDepth) {
   const std::string haystack = prose(8192);
-  HeadShape shape;
+  HeadShape shape = kSmallHeads;
   shape.dtype = GetParam().dtype;
   RunOptions run;
   run.chunk_size = GetParam().chunk_size;
@@ -93,7 +96,7 @@ TEST(Needle, WithoutTheFactThereIsNoPhrase) {
   const Needle needle = make_needle(1);
   std::string text = hide(needle, prose(8192), 8192, 50);
   text.erase(text.find(needle.fact()), needle.fact().size());
-  EXPECT_NE(answer(text, {}, 3, {}).text, needle.phrase);
+  EXPECT_NE(answer(text, kSmallHeads, 3, {}).text, needle.phrase);
 }
 
 TEST(Needle, AskedForAnotherNameThereIsNoPhrase) {
@@ -101,14 +104,14 @@ TEST(Needle, AskedForAnotherNameThereIsNoPhrase) {
   std::string text = hide(needle, prose(8192), 8192, 50);
   text.erase(text.size() - needle.question.size());
   text += make_needle(2).question;
-  EXPECT_NE(answer(text, {}, 3, {}).text, needle.phrase);
+  EXPECT_NE(answer(text, kSmallHeads, 3, {}).text, needle.phrase);
 }
 
 TEST(Needle, TheAnswerIsWhatTheTextSays) {
   const Needle needle = make_needle(1);
   std::string text = hide(needle, prose(8192), 8192, 50);
   text.replace(text.find(needle.phrase), needle.phrase.size(), "changed by hand");
-  EXPECT_EQ(answer(text, {}, 3, {}).text, "changed by hand");
+  EXPECT_EQ(answer(text, kSmallHeads, 3, {}).text, "changed by hand");
 }
 
 TEST(Needle, AnAnswerWithoutAnEndIsGivenUp) {
@@ -117,7 +120,7 @@ TEST(Needle, AnAnswerWithoutAnEndIsGivenUp) {
   const std::size_t quote = text.find(needle.phrase) + needle.phrase.size();
   const std::string endless = "so it goes on and on without any closing quote at all";
   text.replace(quote - needle.phrase.size(), needle.phrase.size() + 1, endless);
-  EXPECT_EQ(answer(text, {}, 3, {}).text, endless.substr(0, kMaxAnswer));
+  EXPECT_EQ(answer(text, kSmallHeads, 3, {}).text, endless.substr(0, kMaxAnswer));
 }
 
 TEST(Needle, AStopEndsIt) {
@@ -125,16 +128,16 @@ TEST(Needle, AStopEndsIt) {
   RunOptions run;
   run.stop_token = stop.get_token();
   const std::string text = hide(make_needle(1), prose(8192), 8192, 50);
-  EXPECT_NO_THROW(answer(text, {}, 3, run));
+  EXPECT_NO_THROW(answer(text, kSmallHeads, 3, run));
   double seen = 0;
-  EXPECT_THROW(answer(text, {}, 3, run,
+  EXPECT_THROW(answer(text, kSmallHeads, 3, run,
                       [&](double share) {
                         seen = share;
                         if (share > 0.1) stop.request_stop();  // inside the prefill call
                       }),
                Cancelled);
   EXPECT_GT(seen, 0.1);
-  EXPECT_THROW(answer(text, {}, 3, run), Cancelled);
+  EXPECT_THROW(answer(text, kSmallHeads, 3, run), Cancelled);
 }
 
 TEST(Needle, HidesAtTheDepthAndKeepsTheContext) {
