@@ -67,7 +67,7 @@ int main(void) {
   if (status != KEYFOLD_OK) return fail("options", status);
   keyfold_options_set_causal(options, true);
   keyfold_options_set_lse(options, &lse_tensor);
-  keyfold_options_set_budget_ms(options, 8); /* no dispatch longer than 8 ms */
+  keyfold_options_set_budget_ms(options, 8); /* dispatches aim to stay below 8 ms */
   status =
       keyfold_scaled_dot_product_attention(&q_tensor, &k_tensor, &v_tensor, &out_tensor, options);
   keyfold_options_destroy(options);

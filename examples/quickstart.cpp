@@ -17,7 +17,7 @@ int main() {
   const auto f32 = keyfold::DType::kFloat32;
   const keyfold::Dims kv_sizes = {1, 1, kKeys, kDim};  // [batch, heads, len, dim]
   keyfold::AttentionOptions options;
-  options.run.budget_ms = 8;  // no dispatch longer than 8 ms
+  options.run.budget_ms = 8;  // dispatches aim to stay below 8 ms
   const keyfold::Report report = keyfold::scaled_dot_product_attention(
       {q.data(), f32, {1, 1, 1, kDim}}, {k.data(), f32, kv_sizes}, {v.data(), f32, kv_sizes},
       {out.data(), f32, {1, 1, 1, kDim}}, options);

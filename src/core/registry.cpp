@@ -46,8 +46,8 @@ std::shared_ptr<Backend> select_backend(const Settings& settings, const Problem&
     reasons += (reasons.empty() ? "" : "; ") + name + ": " + reason;
   }
   if (reasons.empty()) {
-    throw InvalidArgument(
-        "backend", "expected one of " + names + ", got '" + settings.backend.value_or("") + "'");
+    throw InvalidArgument(settings.backend_source, "expected one of " + names + ", got '" +
+                                                       settings.backend.value_or("") + "'");
   }
   throw RunError(ErrorCode::kUnsupported, "no backend can run this call: " + reasons);
 }

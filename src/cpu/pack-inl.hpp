@@ -36,11 +36,13 @@ inline void widen_row(const std::byte* row, const RowSource& source, std::int64_
       std::memcpy(out, row, static_cast<std::size_t>(source.dim) * sizeof(float));
       i = source.dim;
     } else if (source.dtype == DType::kFloat16) {
+#if HWY_TARGET != HWY_SCALAR  // whose PromoteTo takes Inf and NaN for numbers
       const hn::Rebind<hwy::float16_t, decltype(d)> dh;
       const auto* p = reinterpret_cast<const hwy::float16_t*>(row);
       for (; i + kLanes <= source.dim; i += kLanes) {
         hn::StoreU(hn::PromoteTo(d, hn::LoadU(dh, p + i)), d, out + i);
       }
+#endif
     } else {
       const hn::Rebind<hwy::bfloat16_t, decltype(d)> db;
       const auto* p = reinterpret_cast<const hwy::bfloat16_t*>(row);

@@ -29,11 +29,13 @@ struct Layout {
   std::int64_t packed_v() const { return padded_value_dim * kSplitLen; }
   std::int64_t packed_split() const { return packed_k() + packed_v(); }
   std::int64_t row_state() const { return padded_value_dim + 2; }
-  /// Row tiles whose scores one thread holds together: those of kFewRows rows.
+  /// Query rows that one thread packs together: a task's, or kFewRows.
+  std::int64_t query_rows() const { return std::max(task_rows, kFewRows); }
+  /// Rows whose scores one thread holds together: kFewRows, in whole tiles.
   std::int64_t score_rows() const { return (kFewRows + row_tile - 1) / row_tile * row_tile; }
   std::int64_t panel() const { return (words + padded_value_dim) * kPanel; }
   std::int64_t thread() const {
-    return round_up(task_rows * words) + 2 * score_rows() * kSplitLen + panel() +
+    return round_up(query_rows() * words) + 2 * score_rows() * kSplitLen + panel() +
            round_up(row_tile * row_state());
   }
   std::int64_t total(std::int64_t rows, int num_threads) const {
@@ -99,7 +101,7 @@ class Workspace {
   float* packed_v(std::int64_t slot) const { return packed_k(slot) + layout_.packed_k(); }
   ThreadSpace thread(std::int64_t index) const {
     float* const q = threads_ + index * layout_.thread();
-    float* const scores = q + Layout::round_up(layout_.task_rows * layout_.words);
+    float* const scores = q + Layout::round_up(layout_.query_rows() * layout_.words);
     float* const bias = scores + layout_.score_rows() * kSplitLen;
     float* const k = bias + layout_.score_rows() * kSplitLen;
     float* const v = k + layout_.words * kPanel;

@@ -194,6 +194,9 @@ TEST_F(NeedleFiles, ReadsDirectoriesInTheOrderOfTheirNames) {
   EXPECT_EQ(all.files, 3);
   EXPECT_EQ(all.skipped, 0);
   EXPECT_EQ(read_haystack({folder_.string()}, 4, {}).text, std::string("one\0", 4));
+  for (const char* name : {"5", "2", "7", "0", "3", "6", "1", "4"})
+    write(std::string("n/") + name, name);
+  EXPECT_EQ(read_haystack({(folder_ / "n").string()}, 8, {}).text, "01234567");
   EXPECT_EQ(read_haystack({write("c.txt", "three"), write("d.txt", "four")}, 7, {}).text,
             "threefo");
 }

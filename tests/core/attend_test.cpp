@@ -17,12 +17,19 @@ namespace {
 class AttendTest : public testing::Test {
  protected:
   static Case small_case() {
-    return {.batch = 2, .num_heads = 4, .num_kv_heads = 2, .q_len = 40, .kv_len = 700,
-            .head_dim = 4, .causal = true};
+    return {.batch = 2,
+            .num_heads = 4,
+            .num_kv_heads = 2,
+            .q_len = 40,
+            .kv_len = 700,
+            .head_dim = 4,
+            .causal = true};
   }
 
   explicit AttendTest(const Case& c = small_case())
-      : rng_("attend"), inputs_(c, rng_), call_(inputs_.call()),
+      : rng_("attend"),
+        inputs_(c, rng_),
+        call_(inputs_.call()),
         out_(DType::kFloat32, call_.out_sizes()),
         lse_(DType::kFloat32, {c.batch, c.num_heads, c.q_len, 1}) {
     options_.backend = ScriptedBackend::kName;
@@ -281,8 +288,12 @@ TEST_F(AttendTest, EveryErrorIsAnErrorAndAStdException) {
 TEST_F(AttendTest, RandomShapesGiveEachRowItsKeys) {
   Rng rng("attend random");
   for (int round = 0; round < by_scale(20, 60, 300) && !HasFailure(); ++round) {
-    Case c{.batch = rng.between(1, 3), .num_heads = 4, .num_kv_heads = rng.pick<std::int64_t>({1, 2, 4}),
-           .q_len = rng.between(1, 60), .kv_len = rng.between(0, 900), .head_dim = 2};
+    Case c{.batch = rng.between(1, 3),
+           .num_heads = 4,
+           .num_kv_heads = rng.pick<std::int64_t>({1, 2, 4}),
+           .q_len = rng.between(1, 60),
+           .kv_len = rng.between(0, 900),
+           .head_dim = 2};
     c.causal = rng.one_in(2);
     if (rng.one_in(2)) c.window.left = rng.between(0, c.kv_len);
     if (rng.one_in(2))

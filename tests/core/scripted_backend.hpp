@@ -43,8 +43,9 @@ struct Script {
                           .first_dispatch_flops = 1e6,
                           .flops_per_second = 1e9};
   /// Device time of dispatch `index`.
-  std::function<double(std::int64_t index, double flops)> seconds =
-      [](std::int64_t, double flops) { return flops / 1e9; };
+  std::function<double(std::int64_t index, double flops)> seconds = [](std::int64_t, double flops) {
+    return flops / 1e9;
+  };
   /// Called when dispatch `index` is submitted or waited for; may throw.
   std::function<void(std::int64_t index)> on_submit = [](std::int64_t) {};
   std::function<void(std::int64_t index)> on_wait = [](std::int64_t) {};

@@ -6,17 +6,17 @@
 #include <cmath>
 #include <limits>
 
-#include "core/environment.hpp"
 #include "core/scripted_backend.hpp"
 #include "keyfold/plan.hpp"
+#include "support/environment.hpp"
 
 namespace keyfold::core {
 namespace {
 
 using test::ScopedEnv;
 
-const char* const kVariables[] = {"KEYFOLD_BUDGET_MS",       "KEYFOLD_CHUNK_SIZE",
-                                  "MLX_SDPA_CHUNK_SIZE",     "KEYFOLD_CHUNK_THRESHOLD",
+const char* const kVariables[] = {"KEYFOLD_BUDGET_MS",        "KEYFOLD_CHUNK_SIZE",
+                                  "MLX_SDPA_CHUNK_SIZE",      "KEYFOLD_CHUNK_THRESHOLD",
                                   "MLX_SDPA_CHUNK_THRESHOLD", "KEYFOLD_MAX_SCRATCH_MB",
                                   "KEYFOLD_NUM_THREADS"};
 
@@ -28,7 +28,8 @@ class SettingsTest : public testing::Test {
                          {kVariables[6], nullptr}, {"KEYFOLD_BACKEND", nullptr}};
 };
 
-void expect_error(const std::string& argument, const std::string& value, const RunOptions& options) {
+void expect_error(const std::string& argument, const std::string& value,
+                  const RunOptions& options) {
   SCOPED_TRACE(argument + " = '" + value + "'");
   try {
     resolve_settings(options);
@@ -90,8 +91,9 @@ TEST_F(SettingsTest, OlderNamesCountWhereTheNewOnesAreNotSet) {
 }
 
 TEST_F(SettingsTest, WrongVariables) {
-  const std::vector<std::string> never = {"-1", "abc", "1e99", "", " ", "1 ", "nan", "inf", "0x10",
-                                          "99999999999999999999999", "1;2", "--"};
+  const std::vector<std::string> never = {"-1",  "abc", "1e99", "",     " ",
+                                          "1 ",  "nan", "inf",  "0x10", "99999999999999999999999",
+                                          "1;2", "--"};
   for (const char* variable : kVariables) {
     std::vector<std::string> values = never;
     // 0 is a threshold, but no size, budget, memory or number of threads.
@@ -119,13 +121,13 @@ TEST_F(SettingsTest, WrongOptions) {
   };
   for (const double x : {0.0, -1.0, 0.09, 60001.0, std::nan(""), HUGE_VAL})
     expect_error("budget_ms", "", with(&RunOptions::budget_ms, x));
-  for (const std::int64_t x : {std::int64_t{0}, std::int64_t{-1},
-                               std::numeric_limits<std::int64_t>::max()})
+  for (const std::int64_t x :
+       {std::int64_t{0}, std::int64_t{-1}, std::numeric_limits<std::int64_t>::max()})
     expect_error("chunk_size", std::to_string(x), with(&RunOptions::chunk_size, x));
   for (const std::int64_t x : {std::int64_t{-1}, std::numeric_limits<std::int64_t>::max()})
     expect_error("chunk_threshold", std::to_string(x), with(&RunOptions::chunk_threshold, x));
-  for (const std::int64_t x : {std::int64_t{0}, std::int64_t{-1},
-                               std::numeric_limits<std::int64_t>::min()})
+  for (const std::int64_t x :
+       {std::int64_t{0}, std::int64_t{-1}, std::numeric_limits<std::int64_t>::min()})
     expect_error("max_scratch_bytes", std::to_string(x), with(&RunOptions::max_scratch_bytes, x));
   for (const int x : {0, -1, 4097})
     expect_error("num_threads", std::to_string(x), with(&RunOptions::num_threads, x));

@@ -28,8 +28,15 @@ struct Arguments {
     q = call.q, k = call.k, v = call.v;
   }
   static Case good() {
-    return {.batch = 2, .num_heads = 4, .num_kv_heads = 2, .q_len = 3, .kv_len = 10, .head_dim = 8,
-            .value_dim = 6, .mask = Mask::kAdditive, .sinks = true};
+    return {.batch = 2,
+            .num_heads = 4,
+            .num_kv_heads = 2,
+            .q_len = 3,
+            .kv_len = 10,
+            .head_dim = 8,
+            .value_dim = 6,
+            .mask = Mask::kAdditive,
+            .sinks = true};
   }
 
   Rng rng{"validate"};
@@ -109,7 +116,11 @@ const Spoiled kSpoiled[] = {
     {"sinks of bool", "sinks", [](Arguments& a) { a.options.sinks->dtype = DType::kBool; }},
     {"sinks per key head", "sinks", [](Arguments& a) { a.options.sinks->sizes[1] = 2; }},
     {"sinks of negative stride", "sinks", [](Arguments& a) { a.options.sinks->strides[1] = -1; }},
-    {"one kv_len for two", "kv_lens", [](Arguments& a) { a.kv_lens.pop_back(); a.options.kv_lens = a.kv_lens; }},
+    {"one kv_len for two", "kv_lens",
+     [](Arguments& a) {
+       a.kv_lens.pop_back();
+       a.options.kv_lens = a.kv_lens;
+     }},
     {"negative kv_len", "kv_lens", [](Arguments& a) { a.kv_lens[1] = -1; }},
     {"kv_len behind the end", "kv_lens", [](Arguments& a) { a.kv_lens[0] = 11; }},
     {"scale NaN", "scale", [](Arguments& a) { a.options.scale = std::nanf(""); }},

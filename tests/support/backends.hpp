@@ -39,8 +39,8 @@ class BackendTest : public testing::TestWithParam<std::string> {
   Plan plan_of(const Call& call, RunOptions how = {}) const;
 };
 
-#define KEYFOLD_FOR_EACH_BACKEND(Suite)                                            \
-  GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Suite);                            \
+#define KEYFOLD_FOR_EACH_BACKEND(Suite)                                                  \
+  GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Suite);                                  \
   INSTANTIATE_TEST_SUITE_P(On, Suite, testing::ValuesIn(keyfold::test::backend_names()), \
                            [](const auto& backend) { return backend.param; })
 

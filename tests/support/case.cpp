@@ -73,8 +73,8 @@ TensorView slice(TensorView t, std::size_t axis, std::int64_t begin, std::int64_
 }
 
 AttentionShape Call::shape() const {
-  return {q.sizes[0], q.sizes[1], k.sizes[1], q.sizes[2], k.sizes[2], q.sizes[3], v.sizes[3],
-          q.dtype};
+  return {q.sizes[0], q.sizes[1], k.sizes[1], q.sizes[2],
+          k.sizes[2], q.sizes[3], v.sizes[3], q.dtype};
 }
 
 Call Call::batch_entry(std::int64_t b) const {
@@ -149,8 +149,7 @@ void Inputs::fill_keys(Rng& rng) {
     switch (c.data) {
       case Data::kAscending: return k.set(i, 12 * place * unit);
       case Data::kDescending: return k.set(i, 12 * (1 - place) * unit);
-      case Data::kNeedle:
-        return k.set(i, i[2] == needle ? 20 * unit : 0.1f * unit * rng.normal());
+      case Data::kNeedle: return k.set(i, i[2] == needle ? 20 * unit : 0.1f * unit * rng.normal());
       default: return k.set(i, 0);
     }
   });

@@ -19,7 +19,7 @@ class Errors {
   explicit Errors(DType dtype) : dtype_(dtype) {}
 
   /// Empty, or what is wrong with one element that is not finite.
-  std::string add(double got, double exact, double plain) {
+  std::string add(double got, double exact, double plain, double noise) {
     const auto expected = static_cast<double>(rounded(static_cast<float>(exact), dtype_));
     if (!std::isfinite(expected) || !std::isfinite(got)) {
       const bool same = std::isnan(expected) ? std::isnan(got) : got == expected;
@@ -31,16 +31,18 @@ class Errors {
     naive_square_ += (plain - exact) * (plain - exact);
     magnitude_ = std::max(magnitude_, std::abs(exact));
     exact_square_ += exact * exact;
+    noise_ = std::max(noise_, noise);
+    noise_square_ += noise * noise;
     ++count_;
     return "";
   }
 
-  std::string verdict(const char* what, double least_magnitude) const {
+  std::string verdict(const char* what) const {
     if (count_ == 0) return "";
     const double n = static_cast<double>(count_), unit = rounding_unit(dtype_);
     const double rms = std::sqrt(square_ / n), naive_rms = std::sqrt(naive_square_ / n);
-    const double floor = unit * std::max(magnitude_, least_magnitude);
-    const double rms_floor = unit * std::max(std::sqrt(exact_square_ / n), least_magnitude);
+    const double floor = unit * magnitude_ + noise_;
+    const double rms_floor = unit * std::sqrt(exact_square_ / n) + std::sqrt(noise_square_ / n);
     // Written so that NaN fails.
     if (largest_ <= 2 * naive_largest_ + floor && rms <= 2 * naive_rms + rms_floor) return "";
     const auto row = [](const char* name, double got, double plain, double extra) {
@@ -49,14 +51,15 @@ class Errors {
                     plain, extra);
       return std::string(text);
     };
-    return std::string(what) + " is not accurate:" +
-           row("largest", largest_, naive_largest_, floor) + row("rms", rms, naive_rms, rms_floor);
+    return std::string(what) +
+           " is not accurate:" + row("largest", largest_, naive_largest_, floor) +
+           row("rms", rms, naive_rms, rms_floor);
   }
 
  private:
   DType dtype_;
   double largest_ = 0, naive_largest_ = 0, square_ = 0, naive_square_ = 0;
-  double magnitude_ = 0, exact_square_ = 0;
+  double magnitude_ = 0, exact_square_ = 0, noise_ = 0, noise_square_ = 0;
   std::int64_t count_ = 0;
 };
 
@@ -77,22 +80,23 @@ testing::AssertionResult right(const Tensor& out, const Tensor* lse, const std::
     Dims i{rows[r].batch, rows[r].head, rows[r].row, 0};
     if (lse != nullptr) {
       if (lse->poisoned(i)) return fail() << element_name("lse", i) << " is not written";
-      const std::string wrong = lse_errors.add(static_cast<double>(lse->at(i)), exact.lse[r], plain.lse[r]);
+      const std::string wrong = lse_errors.add(static_cast<double>(lse->at(i)), exact.lse[r],
+                                               plain.lse[r], exact.lse_noise[r]);
       if (!wrong.empty()) return fail() << element_name("lse", i) << ": " << wrong;
     }
     for (std::size_t d = 0; d < value_dim; ++d) {
       i[3] = static_cast<std::int64_t>(d);
       if (out.poisoned(i)) return fail() << element_name("out", i) << " is not written";
       const std::size_t at = r * value_dim + d;
-      const std::string wrong = out_errors.add(static_cast<double>(out.at(i)), exact.out[at], plain.out[at]);
+      const std::string wrong = out_errors.add(static_cast<double>(out.at(i)), exact.out[at],
+                                               plain.out[at], exact.out_noise[at]);
       if (!wrong.empty()) return fail() << element_name("out", i) << ": " << wrong;
     }
   }
   if (!out.only_elements_written()) return fail() << "memory beside out is written";
   if (lse != nullptr && !lse->only_elements_written())
     return fail() << "memory beside lse is written";
-  // An lse near 0 is a difference of larger numbers: its error is that of numbers around 1.
-  const std::string wrong = out_errors.verdict("out", 0) + lse_errors.verdict("lse", 1);
+  const std::string wrong = out_errors.verdict("out") + lse_errors.verdict("lse");
   return wrong.empty() ? testing::AssertionSuccess() : fail() << wrong;
 }
 

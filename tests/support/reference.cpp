@@ -10,8 +10,8 @@
 namespace keyfold::test {
 namespace {
 
-constexpr std::int64_t kKeyBlock = 64;     // keys converted at a time
-constexpr std::size_t kRowBatch = 16;      // rows that share converted keys
+constexpr std::int64_t kKeyBlock = 64;  // keys converted at a time
+constexpr std::size_t kRowBatch = 16;   // rows that share converted keys
 constexpr std::int64_t kFar = std::int64_t{1} << 60;
 
 struct Range {
@@ -29,13 +29,14 @@ class Attention {
     Rows result;
     result.out.resize(rows.size() * static_cast<std::size_t>(v_.sizes[3]));
     result.lse.resize(rows.size());
+    result.out_noise.resize(result.out.size());
+    result.lse_noise.resize(result.lse.size());
     for (std::size_t i = 0; i < rows.size();) {
       std::size_t n = 1;
       while (n < kRowBatch && i + n < rows.size() && rows[i + n].batch == rows[i].batch &&
              kv_head(rows[i + n]) == kv_head(rows[i]))
         ++n;
-      run_batch(&rows[i], n, &result.out[i * static_cast<std::size_t>(v_.sizes[3])],
-                &result.lse[i]);
+      run_batch(&rows[i], n, result, i);
       i += n;
     }
     return result;
@@ -53,7 +54,8 @@ class Attention {
     if (options_.causal) range.end = std::min(range.end, position + 1);
     if (options_.window.right && position < keys - 1 - *options_.window.right)
       range.end = std::min(range.end, position + *options_.window.right + 1);
-    if (options_.window.left) range.begin = std::max<std::int64_t>(0, position - std::min(*options_.window.left, kFar));
+    if (options_.window.left)
+      range.begin = std::max<std::int64_t>(0, position - std::min(*options_.window.left, kFar));
     range.begin = std::min(range.begin, keys);
     range.end = std::max(range.end, range.begin);
     return range;
@@ -71,7 +73,7 @@ class Attention {
     return value == -kInf ? -kInf : score + static_cast<Real>(value);
   }
 
-  void run_batch(const RowId* rows, std::size_t n, double* out, double* lse) {
+  void run_batch(const RowId* rows, std::size_t n, Rows& result, std::size_t at) const {
     const std::int64_t dim = q_.sizes[3], value_dim = v_.sizes[3];
     const Real scale = options_.scale ? static_cast<Real>(*options_.scale)
                                       : Real{1} / std::sqrt(static_cast<Real>(dim));
@@ -81,8 +83,9 @@ class Attention {
       ranges[r] = visible(rows[r]);
       all = {std::min(all.begin, ranges[r].begin), std::max(all.end, ranges[r].end)};
     }
-    const std::size_t width = static_cast<std::size_t>(std::max<std::int64_t>(all.end - all.begin, 0));
-    std::vector<Real> weights(n * width, -kInf);
+    const std::size_t width =
+        static_cast<std::size_t>(std::max<std::int64_t>(all.end - all.begin, 0));
+    std::vector<Real> weights(n * width, -kInf), noise(round_ ? 0 : weights.size());
 
     // Scores: key blocks transposed, so that each dot is one plain sum over dim in order.
     std::vector<Real> keys(static_cast<std::size_t>(dim * kKeyBlock));
@@ -93,11 +96,13 @@ class Attention {
           keys[static_cast<std::size_t>(d * kKeyBlock + j)] =
               static_cast<Real>(load(k_, {rows[0].batch, kv_head(rows[0]), first + j, d}));
       for (std::size_t r = 0; r < n; ++r) {
-        Real dot[kKeyBlock] = {};
+        Real dot[kKeyBlock] = {}, squares[kKeyBlock] = {};
         for (std::int64_t d = 0; d < dim; ++d) {
           const auto x = static_cast<Real>(load(q_, {rows[r].batch, rows[r].head, rows[r].row, d}));
           const Real* line = &keys[static_cast<std::size_t>(d * kKeyBlock)];
           for (std::int64_t j = 0; j < kKeyBlock; ++j) dot[j] += x * line[j];
+          if (round_) continue;
+          for (std::int64_t j = 0; j < kKeyBlock; ++j) squares[j] += x * line[j] * x * line[j];
         }
         for (std::int64_t j = 0; j < count; ++j) {
           const std::int64_t key = first + j;
@@ -107,14 +112,21 @@ class Attention {
             const auto cap = static_cast<Real>(*options_.softcap);
             score = cap * std::tanh(score / cap);
           }
-          weights[r * width + static_cast<std::size_t>(key - all.begin)] =
-              masked(score, rows[r], key);
+          const auto at_key = r * width + static_cast<std::size_t>(key - all.begin);
+          weights[at_key] = masked(score, rows[r], key);
+          if (round_) continue;
+          // A sum of dim terms as a random walk, then scale, cap, mask, exp and the division.
+          noise[at_key] =
+              kUnit * (std::sqrt(static_cast<Real>(dim) * squares[j]) * std::abs(scale) +
+                       4 * (std::abs(weights[at_key]) + 2));
         }
       }
     }
-    for (std::size_t r = 0; r < n; ++r) lse[r] = softmax(&weights[r * width], width, rows[r]);
+    for (std::size_t r = 0; r < n; ++r)
+      result.lse[at + r] = softmax(&weights[r * width], width, rows[r]);
 
-    std::vector<Real> sums(n * static_cast<std::size_t>(value_dim)), line(static_cast<std::size_t>(value_dim));
+    std::vector<Real> line(static_cast<std::size_t>(value_dim)), sums(n * line.size());
+    std::vector<Real> out_squares(sums.size());
     for (std::size_t j = 0; j < width; ++j) {
       const std::int64_t key = all.begin + static_cast<std::int64_t>(j);
       for (std::int64_t d = 0; d < value_dim; ++d)
@@ -125,11 +137,22 @@ class Attention {
         if (weight == 0) continue;
         Real* sum = &sums[r * line.size()];
         for (std::size_t d = 0; d < line.size(); ++d) sum[d] += weight * line[d];
+        if (round_) continue;
+        const Real error = weight * noise[r * width + j];
+        result.lse_noise[at + r] += static_cast<double>(error * error);
+        Real* square = &out_squares[r * line.size()];
+        for (std::size_t d = 0; d < line.size(); ++d)
+          square[d] += error * error * line[d] * line[d];
       }
     }
-    for (std::size_t i = 0; i < sums.size(); ++i)
-      out[i] = round_ ? static_cast<double>(rounded(static_cast<float>(sums[i]), q_.dtype))
-                      : static_cast<double>(sums[i]);
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      const std::size_t to = at * line.size() + i;
+      result.out[to] = round_ ? static_cast<double>(rounded(static_cast<float>(sums[i]), q_.dtype))
+                              : static_cast<double>(sums[i]);
+      result.out_noise[to] = static_cast<double>(std::sqrt(out_squares[i]));
+    }
+    for (std::size_t r = 0; r < n; ++r)
+      result.lse_noise[at + r] = std::sqrt(result.lse_noise[at + r]);
   }
 
   /// Scores to probabilities, in place; returns the logsumexp.
@@ -158,6 +181,7 @@ class Attention {
     return static_cast<double>(std::log(sum) + top);
   }
 
+  static constexpr Real kUnit = Real{0x1p-24};  // float32's
   static constexpr Real kInf = std::numeric_limits<Real>::infinity();
   const TensorView &q_, &k_, &v_;
   const AttentionOptions& options_;

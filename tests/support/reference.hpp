@@ -1,4 +1,5 @@
-// What attention should give: the formula, row by row, in float64, and naively in the inputs' dtype.
+// What attention should give: the formula, row by row, in float64, and naively in the inputs'
+// dtype.
 #pragma once
 
 #include <vector>
@@ -17,6 +18,9 @@ std::vector<RowId> all_rows(const TensorView& q);
 /// Results of some rows: out [rows, value_dim], lse [rows].
 struct Rows {
   std::vector<double> out, lse;
+  /// The typical error of scores and weights in float32, which a good float32 computation has too,
+  /// even where the naive one is lucky. From reference() only.
+  std::vector<double> out_noise, lse_noise;
 };
 
 /// Plain softmax(QK^T)V in float64. A weight that is 0 in float32 adds nothing, whatever v holds.

@@ -62,9 +62,7 @@ Tensor::Tensor(DType dtype, const Dims& sizes, Layout layout)
     : dtype_(dtype), sizes_(sizes), begin_(kMargin) {
   Dims outer = sizes;
   switch (layout) {
-    case Layout::kSliced:
-      outer = {sizes[0] + 1, sizes[1] + 2, sizes[2] + 3, sizes[3] + 5};
-      break;
+    case Layout::kSliced: outer = {sizes[0] + 1, sizes[1] + 2, sizes[2] + 3, sizes[3] + 5}; break;
     case Layout::kStridedDim: outer[3] = 2 * sizes[3]; break;
     case Layout::kRepeatHeads: outer[1] = 1; break;
     case Layout::kRepeatKeys: outer[2] = 1; break;
@@ -87,7 +85,9 @@ Tensor::Tensor(DType dtype, const Dims& sizes, Layout layout)
   constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
   for (std::int64_t i = 0; i < elements; ++i)
     put(memory_.data() + i * size_of(dtype), dtype,
-        i % 3 == 0 ? kNaN : i % 3 == 1 ? 60000.0f : -60000.0f);
+        i % 3 == 0   ? kNaN
+        : i % 3 == 1 ? 60000.0f
+                     : -60000.0f);
 }
 
 void Tensor::set(const Dims& i, float value) {
@@ -136,7 +136,8 @@ std::vector<std::byte> Tensor::bytes() const {
   std::vector<std::byte> result(static_cast<std::size_t>(count() * size_of(dtype_)));
   std::byte* to = result.data();
   each([&](const Dims& i) {
-    std::memcpy(to, data() + offset(i) * size_of(dtype_), static_cast<std::size_t>(size_of(dtype_)));
+    std::memcpy(to, data() + offset(i) * size_of(dtype_),
+                static_cast<std::size_t>(size_of(dtype_)));
     to += size_of(dtype_);
   });
   return result;
