@@ -14,9 +14,9 @@ namespace keyfold {
 /// one split) is kept in a small buffer.
 ///
 /// The memory of q, of the mask and of sinks must outlive the state; keys and values need to live
-/// only during update(). Where the formula needs the position of the queries
-/// (causal, window), options.q_offset must be set, as kv_len is not known yet. A mask's key axis is
-/// the absolute key position. options.lse is not used: finish() takes it.
+/// only during update(). Where the formula needs the position of the queries (causal, window),
+/// options.q_offset must be set, as kv_len is not known yet. A mask's key axis is the absolute key
+/// position. options.lse is not used: finish() takes it.
 ///
 /// One state is used by one thread at a time; different states are independent.
 class KEYFOLD_API AttentionState {
