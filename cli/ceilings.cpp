@@ -144,6 +144,7 @@ double timed_on_threads(int num_threads, const std::function<void(int)>& work) {
   std::vector<Clock::time_point> begins(static_cast<std::size_t>(num_threads)), ends(begins);
   std::latch ready(num_threads);
   std::vector<std::jthread> threads;
+  threads.reserve(begins.size());
   for (int thread = 0; thread < num_threads; ++thread)
     threads.emplace_back([&, thread, index = static_cast<std::size_t>(thread)] {
       ready.arrive_and_wait();

@@ -24,6 +24,7 @@ std::string_view verdict(const NeedleResult& result) { return result.passed() ? 
 std::vector<std::int64_t> distinct(const std::vector<NeedleResult>& results,
                                    std::int64_t NeedleResult::*field) {
   std::vector<std::int64_t> values;
+  values.reserve(results.size());
   for (const NeedleResult& result : results) values.push_back(result.*field);
   std::sort(values.begin(), values.end());
   values.erase(std::unique(values.begin(), values.end()), values.end());

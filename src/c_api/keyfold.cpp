@@ -13,7 +13,6 @@ using keyfold::c_api::create;
 using keyfold::c_api::deref;
 using keyfold::c_api::guarded;
 using keyfold::c_api::kLseAxes;
-using keyfold::c_api::kSinksAxes;
 using keyfold::c_api::optional_view_of;
 using keyfold::c_api::options_of;
 using keyfold::c_api::view_of;

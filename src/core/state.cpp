@@ -119,7 +119,7 @@ class AttentionState::Impl {
     usable_ = false;
     fold_tail();
     run_->finish(out, lse);
-    const Report report = session_->report();
+    Report report = session_->report();
     clear();
     usable_ = true;
     return report;
