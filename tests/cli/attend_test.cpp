@@ -169,7 +169,7 @@ TEST_F(Attend, MissingAxesCountAsOne) {
 }
 
 TEST_F(Attend, TakesMasksSinksAndLengths) {
-  std::vector<std::uint8_t> visible(5 * 700);
+  std::vector<std::uint8_t> visible(std::size_t{5} * 700);
   for (std::size_t i = 0; i < visible.size(); ++i) visible[i] = i % 3 != 0;
   const RandomTensor sinks(DType::kFloat32, {1, 4, 1, 1}, 9, 1, {});
   const std::int64_t lens[] = {600, 1};

@@ -78,7 +78,7 @@ TEST(Bench, RandomTensorsAreTheSameForAnyThreads) {
   const RandomTensor one(DType::kFloat32, sizes, 7, 1, {}), three(DType::kFloat32, sizes, 7, 3, {}),
       other(DType::kFloat32, sizes, 8, 1, {});
   const auto floats = [](const RandomTensor& tensor) {
-    return std::span(static_cast<const float*>(tensor.view().data), 2 * 300 * 77);
+    return std::span(static_cast<const float*>(tensor.view().data), std::size_t{2} * 300 * 77);
   };
   EXPECT_TRUE(std::ranges::equal(floats(one), floats(three)));
   EXPECT_FALSE(std::ranges::equal(floats(one), floats(other)));
