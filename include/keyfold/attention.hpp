@@ -18,9 +18,13 @@ struct Report {
 
 /// Exact scaled-dot-product attention over keys of any length.
 ///
-///   score[i,j] = cap(scale * sum_d q[i,d] k[j,d]) + mask[i,j],  cap(x) = softcap * tanh(x /
-///   softcap) out[i,:]   = sum_j exp(score[i,j] - lse[i]) v[j,:] lse[i]     = log(sum_j
-///   exp(score[i,j]) + exp(sink))          (natural logarithm)
+///   score[i,j] = cap(scale * sum_d q[i,d] k[j,d]) + mask[i,j]
+///
+///   cap(x) = softcap * tanh(x / softcap)
+///
+///   out[i,:] = sum_j exp(score[i,j] - lse[i]) v[j,:]
+///
+///   lse[i] = log(sum_j exp(score[i,j]) + exp(sink))          (natural logarithm)
 ///
 /// Shapes: q [batch, num_heads, q_len, head_dim]; k [batch, num_kv_heads, kv_len, head_dim];
 /// v [batch, num_kv_heads, kv_len, value_dim]; out [batch, num_heads, q_len, value_dim]. num_heads
@@ -30,8 +34,7 @@ struct Report {
 /// Causal attention and windows are aligned bottom-right: query row i stands at key position
 /// i + kv_len - q_len unless options.q_offset says otherwise. A row that sees no key gives 0 and
 /// lse -inf (with a sink: 0 and the sink). A score of -inf is the same as a hidden key. Hidden
-/// keys, and keys behind kv_lens, never influence the result, whatever they hold; nor do keys whose
-/// weight is below float32's normal range (scores more than 87 under the maximum).
+/// keys, and keys behind kv_lens, never influence the result, whatever they hold.
 ///
 /// Accumulates in float32. The bits of the result depend on q, k, v, the options that define the
 /// formula and the kernel (DeviceInfo::kernel), and on nothing in RunOptions, on no other row and

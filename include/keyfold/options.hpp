@@ -13,7 +13,8 @@
 
 namespace keyfold {
 
-/// How a call runs. None of these changes a bit of the result.
+/// How a call runs. None of these changes a bit of the result, except `backend`: two backends agree
+/// up to rounding.
 ///
 /// A field that is not set is taken from the environment variable named beside it, and else from
 /// its default. A variable that does not parse or is out of range is an InvalidArgument.

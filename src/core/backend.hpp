@@ -37,7 +37,7 @@ struct KeySource {
 };
 
 /// One dispatch. Its keys begin at a multiple of split_len, lie inside the source, and end at such
-/// a multiple or where the sequence ends.
+/// a multiple, where the sequence ends, or behind the last key that a row of the block sees.
 struct Chunk {
   ChunkBox box;
   double flops = 0;  ///< visible work

@@ -14,7 +14,7 @@ namespace keyfold::core {
 
 class Session {
  public:
-  /// Selects the backend. `total_flops` is what Progress::fraction is a share of; 0: unknown.
+  /// Resolves the settings and selects the backend; throws what they throw.
   Session(Problem problem, const RunOptions& options);
 
   const Problem& problem() const { return problem_; }

@@ -14,13 +14,14 @@ namespace {
 
 bool same_formula(const Problem& a, const Problem& b) {
   const AttentionShape &s = a.shape, &t = b.shape;
-  const auto mask_data = [](const Problem& p) { return p.mask ? p.mask->data : nullptr; };
+  const TensorView no_mask;
+  const TensorView &m = a.mask ? *a.mask : no_mask, &n = b.mask ? *b.mask : no_mask;
   return s.batch == t.batch && s.num_heads == t.num_heads && s.num_kv_heads == t.num_kv_heads &&
          s.q_len == t.q_len && s.head_dim == t.head_dim && s.value_dim == t.value_dim &&
          s.dtype == t.dtype && a.scale == b.scale && a.softcap == b.softcap &&
          a.window_left == b.window_left && a.window_right == b.window_right &&
          a.q_offset == b.q_offset && a.key_limit == b.key_limit && a.sinks == b.sinks &&
-         mask_data(a) == mask_data(b);
+         m.data == n.data && m.dtype == n.dtype && m.strides == n.strides;
 }
 
 }  // namespace
@@ -90,11 +91,20 @@ class AttentionState::Impl {
     check_usable();
     other.check_usable();
     if (!other.session_) return;
-    if (session_ ? !core::same_formula(session_->problem(), other.session_->problem())
-                 : other.q_.sizes != q_.sizes || other.q_.dtype != q_.dtype) {
+    const core::Problem& theirs = other.session_->problem();
+    const auto check_same = [&](const core::Problem& ours) {
+      if (core::same_formula(ours, theirs)) return;
       throw InvalidArgument("other", "expected a state of the same shapes and options");
+    };
+    if (session_) {
+      check_same(session_->problem());
+    } else {
+      if (q_.sizes != other.q_.sizes || q_.dtype != other.q_.dtype) {
+        throw InvalidArgument("other", "expected a state of the same q");
+      }
+      check_same(core::make_problem(theirs.shape, &q_, options_));
+      begin(theirs.shape);
     }
-    if (!session_) begin(other.session_->problem().shape);
     if (session_->report().kernel != other.session_->report().kernel) {
       throw InvalidArgument("other", "expected a state of the same kernel (" +
                                          session_->report().kernel + "), got " +

@@ -296,7 +296,7 @@ void CpuRun::finish(const MutableTensorView& out, const std::optional<MutableTen
         const float most = m > sink || m != m ? m : sink;
         if (most != -INFINITY) {
           weight = std::exp(m - most);
-          l = l * weight + std::exp(sink - most);
+          l = l * weight + (sink == most ? 1.0f : std::exp(sink - most));  // also for +Inf
           m = most;
         }
       }

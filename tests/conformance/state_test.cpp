@@ -198,6 +198,12 @@ TEST_P(State, MisuseIsNamedAndChangesNothing) {
   });
 
   AttentionState state(call.q, good);
+  names("other", [&] { state.merge(std::move(state)); });
+  AttentionOptions scaled = good;
+  scaled.scale = 0.5f;
+  AttentionState differs(call.q, scaled);
+  feed(differs, call, 0, 100);
+  names("other", [&] { state.merge(std::move(differs)); });  // before its first key
   TensorView k = slice(call.k, 2, 0, 100), v = slice(call.v, 2, 0, 100);
   names("v", [&] { state.update(k, slice(call.v, 2, 0, 99)); });
   names("k", [&] { state.update(slice(call.k, 0, 0, 1), v); });

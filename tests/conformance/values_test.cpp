@@ -88,6 +88,18 @@ TEST_P(Values, InTheMask) {
   expect_right_after(c, [](Inputs& in) { in.mask.set({0, 0, 0, 600}, 1e30f); });
 }
 
+TEST_P(Values, AnInfiniteSinkTakesAllWeight) {
+  Rng rng("sink");
+  Inputs inputs({.num_heads = 2, .q_len = 3, .kv_len = 70, .head_dim = kDim, .sinks = true}, rng);
+  inputs.sinks.set({0, 1, 0, 0}, kInf);
+  const Outputs got = run(inputs.call());
+  for (std::int64_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(got.lse.at({0, 1, i, 0}), kInf);
+    for (std::int64_t d = 0; d < kDim; ++d) EXPECT_EQ(got.out.at({0, 1, i, d}), 0);
+    EXPECT_TRUE(std::isfinite(got.lse.at({0, 0, i, 0})));
+  }
+}
+
 TEST_P(Values, AWeightThatVanishesAddsNothing) {
   // Key `top` outweighs all others by far; what those hold does not matter, before or behind it.
   Rng rng("vanish");
