@@ -77,23 +77,26 @@ double CpuRun::wait() {
   return seconds;
 }
 
+std::int64_t CpuRun::panel_rows(const Split& split, std::int64_t first, const TensorView& from,
+                                const core::KeySource& source, RowSource* rows) const {
+  const std::int64_t kv_heads = problem_.shape.num_kv_heads;
+  const std::int64_t key = split.keys.begin + first;
+  *rows = rows_from(from, split.group / kv_heads, split.group % kv_heads, key - source.first_key);
+  return std::min(kPanel, split.keys.end - key);
+}
+
 void CpuRun::pack_k(const Split& split, std::int64_t first, const core::KeySource& source,
                     float* panel) const {
-  const std::int64_t batch = split.group / problem_.shape.num_kv_heads;
-  const std::int64_t head = split.group % problem_.shape.num_kv_heads;
-  const std::int64_t key = split.keys.begin + first;
-  kernels_.pack_k(rows_from(source.k, batch, head, key - source.first_key),
-                  std::min(kPanel, split.keys.end - key), panel);
+  RowSource rows;
+  const std::int64_t count = panel_rows(split, first, source.k, source, &rows);
+  kernels_.pack_k(rows, count, panel);
 }
 
 void CpuRun::pack_v(const Split& split, std::int64_t first, const core::KeySource& source,
                     float* values) const {
-  const std::int64_t batch = split.group / problem_.shape.num_kv_heads;
-  const std::int64_t head = split.group % problem_.shape.num_kv_heads;
-  const std::int64_t key = split.keys.begin + first;
-  kernels_.pack_v(rows_from(source.v, batch, head, key - source.first_key),
-                  std::min(kPanel, split.keys.end - key), workspace_.layout().padded_value_dim,
-                  values);
+  RowSource rows;
+  const std::int64_t count = panel_rows(split, first, source.v, source, &rows);
+  kernels_.pack_v(rows, count, workspace_.layout().padded_value_dim, values);
 }
 
 void CpuRun::pack_queries(std::int64_t group, std::int64_t begin, std::int64_t end,

@@ -40,6 +40,9 @@ class CpuRun : public core::Run {
 
   void fold_by_rows(const ChunkBox& box, const core::KeySource& source);
   void fold_by_splits(const ChunkBox& box, const core::KeySource& source);
+  /// The rows of k or v from the split's key `first` on, and how many of a panel there are.
+  std::int64_t panel_rows(const Split& split, std::int64_t first, const TensorView& from,
+                          const core::KeySource& source, RowSource* rows) const;
   void pack_k(const Split& split, std::int64_t first, const core::KeySource& source,
               float* panel) const;
   void pack_v(const Split& split, std::int64_t first, const core::KeySource& source,
