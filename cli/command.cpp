@@ -59,7 +59,10 @@ void check_stop(const std::stop_token& stop_token) {
   if (stop_token.stop_requested()) throw Cancelled("cancelled; nothing was written", {});
 }
 
-void print_json(const nlohmann::ordered_json& json) { fmt::print("{}\n", json.dump(2)); }
+// Paths need not be UTF-8; what is not is replaced.
+void print_json(const nlohmann::ordered_json& json) {
+  fmt::print("{}\n", json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+}
 
 nlohmann::ordered_json as_json(const Report& report) {
   return {{"backend", report.backend},
