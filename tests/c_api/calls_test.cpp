@@ -24,7 +24,8 @@ TEST(CApi, GivesTheBitsOfCppInEveryDtype) {
     // 0x3000 to 0x3fff are finite in each dtype, and so are pairs of them as a float32.
     std::mt19937 rng(11);
     std::int64_t shape[] = {1, 2, 600, 16};
-    std::vector<std::uint16_t> data(std::size_t{2} * 2 * 600 * 16), c(data.size()), cpp(data.size());
+    std::vector<std::uint16_t> data(std::size_t{2} * 2 * 600 * 16), c(data.size()),
+        cpp(data.size());
     for (auto& value : data) value = static_cast<std::uint16_t>(0x3000 + rng() % 0x1000);
 
     const DLTensor in = {data.data(), {kDLCPU, 0}, 4, dl_dtype, shape, nullptr, 0};
