@@ -123,7 +123,7 @@ class Attention {
       }
     }
     for (std::size_t r = 0; r < n; ++r)
-      result.lse[at + r] = softmax(&weights[r * width], width, rows[r]);
+      result.lse[at + r] = softmax(weights.data() + r * width, width, rows[r]);
 
     std::vector<Real> line(static_cast<std::size_t>(value_dim)), sums(n * line.size());
     std::vector<Real> out_squares(sums.size());
