@@ -25,6 +25,7 @@ TEST_P(Cancel, AtEveryChunkLeavesOutUntouched) {
   for (const bool blocks : {false, true}) {
     RunOptions how;
     how.chunk_size = split_len(call);
+    how.budget_ms = 60000;  // as many dispatches every time
     if (blocks) how.max_scratch_bytes = plan_of(call, how).scratch_bytes - 1;
     const std::int64_t total = run(call, how).report.dispatches;
     EXPECT_GT(total, 2);
