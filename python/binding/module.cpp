@@ -1,0 +1,125 @@
+// keyfold._keyfold: the functions that the package's Python modules call.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstring>
+#include <keyfold/keyfold.hpp>
+#include <limits>
+
+#include "array.hpp"
+#include "options.hpp"
+#include "records.hpp"
+#include "state.hpp"
+#include "watcher.hpp"
+
+namespace keyfold::python {
+namespace {
+
+/// Raises what keyfold threw as the exception of keyfold/_errors.py.
+void raise(const char* exception, const char* what) {
+  const nb::object message =
+      nb::steal(PyUnicode_DecodeUTF8(what, static_cast<Py_ssize_t>(std::strlen(what)), "replace"));
+  PyErr_SetObject(nb::module_::import_("keyfold._errors").attr(exception).ptr(), message.ptr());
+}
+
+void translate(const std::exception_ptr& thrown, void*) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const InvalidArgument& error) {
+    raise("InvalidArgument", error.what());
+  } catch (const RunError& error) {
+    switch (error.code()) {
+      case ErrorCode::kUnsupported: return raise("UnsupportedError", error.what());
+      case ErrorCode::kOutOfMemory: return raise("OutOfMemoryError", error.what());
+      case ErrorCode::kDeviceFailure: return raise("DeviceError", error.what());
+      default: return raise("InternalError", error.what());
+    }
+  }
+}
+
+void attention(nb::object q, nb::object k, nb::object v, nb::object out, nb::object lse,
+               const Options& options, nb::object progress) {
+  const Array queries = Array::to_read(q, "q"), keys = Array::to_read(k, "k"),
+              values = Array::to_read(v, "v"), result = Array::to_write(out, "out");
+  const MutableTensorView q_view = queries.view(), k_view = keys.view(), v_view = values.view(),
+                          out_view = result.view();
+  AttentionOptions call = options.for_call();
+  std::optional<Array> sums;
+  if (!lse.is_none()) {
+    sums = Array::to_write(lse, "lse");
+    call.lse = sums->view(kLseAxes);
+  }
+  Watcher watcher(std::move(progress));
+  call.run.progress = std::ref(watcher);
+  const nb::gil_scoped_release no_gil;
+  keep_report(scaled_dot_product_attention(q_view, k_view, v_view, out_view, call));
+}
+
+/// out and lse are dense: they become the empty state, which takes a and then b.
+void merge(nb::object out_a, nb::object lse_a, nb::object out_b, nb::object lse_b, nb::object out,
+           nb::object lse) {
+  const Array a = Array::to_read(out_a, "out_a"), a_sums = Array::to_read(lse_a, "lse_a"),
+              b = Array::to_read(out_b, "out_b"), b_sums = Array::to_read(lse_b, "lse_b"),
+              result = Array::to_write(out, "out"), sums = Array::to_write(lse, "lse");
+  const MutableTensorView a_view = a.view(), a_lse = a_sums.view(kLseAxes), b_view = b.view(),
+                          b_lse = b_sums.view(kLseAxes), out_view = result.view(),
+                          lse_view = sums.view(kLseAxes);
+  const nb::gil_scoped_release no_gil;
+  const std::int64_t rows = lse_view.sizes[0] * lse_view.sizes[1] * lse_view.sizes[2];
+  std::memset(out_view.data, 0,
+              static_cast<std::size_t>(rows * out_view.sizes[3] * size_of(out_view.dtype)));
+  std::fill_n(static_cast<float*>(lse_view.data), rows, -std::numeric_limits<float>::infinity());
+  merge_state(out_view, lse_view, a_view, a_lse);
+  merge_state(out_view, lse_view, b_view, b_lse);
+}
+
+DType dtype_named(std::string_view name) {
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    if (name == name_of(dtype)) return dtype;
+  }
+  throw InvalidArgument("dtype", "expected float32, float16 or bfloat16, got " + std::string(name));
+}
+
+nb::tuple make_plan(std::int64_t batch, std::int64_t num_heads, std::int64_t num_kv_heads,
+                    std::int64_t q_len, std::int64_t kv_len, std::int64_t head_dim,
+                    std::int64_t value_dim, std::string_view dtype, const Options& options) {
+  return as_tuple(
+      plan({batch, num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim, dtype_named(dtype)},
+           options.for_call()));
+}
+
+}  // namespace
+}  // namespace keyfold::python
+
+NB_MODULE(_keyfold, module) {
+  using namespace keyfold::python;
+  using nb::arg;
+  nb::set_leak_warnings(false);  // a daemon thread at exit is no leak, and the library never prints
+  nb::register_exception_translator(translate);
+  module.attr("__version__") = KEYFOLD_VERSION;
+  bind_options(module);
+  bind_state(module);
+  module.def("attention", attention, arg("q"), arg("k"), arg("v"), arg("out"), arg("lse").none(),
+             arg("options"), arg("progress").none());
+  module.def("merge_state", merge, arg("out_a"), arg("lse_a"), arg("out_b"), arg("lse_b"),
+             arg("out"), arg("lse"));
+  module.def(
+      "shape_and_dtype",
+      [](nb::object array, const char* name) {
+        const Array held = Array::to_read(array, name);
+        return nb::make_tuple(nb::tuple(nb::cast(held.shape())), keyfold::name_of(held.dtype()));
+      },
+      arg("array"), arg("name"));
+  module.def("empty", make_empty, arg("shape"), arg("dtype"));
+  module.def("plan", make_plan, arg("batch"), arg("num_heads"), arg("num_kv_heads"), arg("q_len"),
+             arg("kv_len"), arg("head_dim"), arg("value_dim"), arg("dtype"), arg("options"));
+  module.def("devices", [] {
+    nb::list devices;
+    for (const keyfold::DeviceInfo& device : keyfold::devices()) devices.append(as_tuple(device));
+    return devices;
+  });
+  module.def("last_report", last_report);
+}

@@ -1,0 +1,44 @@
+// The library's records as tuples of their fields.
+#include "records.hpp"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+namespace keyfold::python {
+namespace nb = nanobind;
+namespace {
+
+thread_local std::optional<Report> last;
+
+}  // namespace
+
+nb::tuple as_tuple(const Plan& p) {
+  nb::list chunks;
+  for (const ChunkBox& c : p.chunks) {
+    chunks.append(
+        nb::make_tuple(c.group_begin, c.group_end, c.row_begin, c.row_end, c.key_begin, c.key_end));
+  }
+  return nb::make_tuple(p.backend, p.kernel, p.split_len, p.paced, p.budget_ms, p.keys_per_chunk,
+                        p.rows_per_chunk, p.rows_per_block, p.num_row_blocks, p.scratch_bytes,
+                        p.staging_bytes, chunks);
+}
+
+nb::tuple as_tuple(const DeviceInfo& d) {
+  nb::list dtypes;
+  for (const DType dtype : d.dtypes) dtypes.append(name_of(dtype));
+  return nb::make_tuple(d.backend, d.name, d.kernel, nb::tuple(nb::cast(d.kernels)), d.num_threads,
+                        d.memory_bytes, d.max_head_dim, nb::tuple(dtypes));
+}
+
+void keep_report(Report report) { last = std::move(report); }
+
+nb::object last_report() {
+  if (!last) return nb::none();
+  return nb::make_tuple(last->backend, last->kernel, last->dispatches, last->longest_dispatch_ms,
+                        last->elapsed_ms, last->scratch_bytes, last->staging_bytes);
+}
+
+}  // namespace keyfold::python

@@ -1,0 +1,80 @@
+// AttentionState for Python.
+#include "state.hpp"
+
+#include "records.hpp"
+
+namespace keyfold::python {
+
+State::State(nb::object q, const Options& options, std::int64_t first_key)
+    : q_(Array::to_read(q, "q")), options_(options), next_key_(first_key), state_([&] {
+        AttentionOptions borrowed = options_.for_call();
+        borrowed.run.progress = [this](const Progress& progress) {
+          if (watcher_ != nullptr) (*watcher_)(progress);
+        };
+        return AttentionState(q_.view(), borrowed, first_key);
+      }()) {}
+
+State::Turn::Turn(State& state) : state_(state) {
+  if (state_.busy_.exchange(true)) {
+    throw InvalidArgument("state", "expected one call at a time, got one while another runs");
+  }
+}
+
+State::Turn::~Turn() {
+  state_.watcher_ = nullptr;
+  state_.next_key_ = state_.state_.next_key();
+  state_.busy_ = false;
+}
+
+void State::update(nb::object k, nb::object v, nb::object progress) {
+  const Array keys = Array::to_read(k, "k"), values = Array::to_read(v, "v");
+  const TensorView key_view = keys.view(), value_view = values.view();
+  Watcher watcher(std::move(progress));
+  const Turn turn(*this);
+  watcher_ = &watcher;
+  const nb::gil_scoped_release no_gil;
+  state_.update(key_view, value_view);
+}
+
+void State::merge(State& other) {
+  if (&other == this) {
+    throw InvalidArgument("other", "expected another state, got this one");
+  }
+  const Turn turn(*this), other_turn(other);
+  const nb::gil_scoped_release no_gil;
+  state_.merge(std::move(other.state_));
+}
+
+Report State::finish(nb::object out, nb::object lse, nb::object progress) {
+  const Array result = Array::to_write(out, "out");
+  const MutableTensorView out_view = result.view();
+  std::optional<Array> sums;
+  std::optional<MutableTensorView> lse_view;
+  if (!lse.is_none()) {
+    sums = Array::to_write(lse, "lse");
+    lse_view = sums->view(kLseAxes);
+  }
+  Watcher watcher(std::move(progress));
+  const Turn turn(*this);
+  watcher_ = &watcher;
+  const nb::gil_scoped_release no_gil;
+  return state_.finish(out_view, lse_view);
+}
+
+void bind_state(nb::module_& module) {
+  using nb::arg;
+  nb::class_<State>(module, "State")
+      .def(nb::init<nb::object, const Options&, std::int64_t>(), arg("q"), arg("options"),
+           arg("first_key"))
+      .def("update", &State::update, arg("k"), arg("v"), arg("progress").none())
+      .def("merge", &State::merge, arg("other"))
+      .def(
+          "finish",
+          [](State& self, nb::object out, nb::object lse, nb::object progress) {
+            keep_report(self.finish(std::move(out), std::move(lse), std::move(progress)));
+          },
+          arg("out"), arg("lse").none(), arg("progress").none())
+      .def_prop_ro("next_key", &State::next_key);
+}
+
+}  // namespace keyfold::python

@@ -1,0 +1,42 @@
+// AttentionState for Python: keeps what it borrows, and serves one call at a time.
+#pragma once
+
+#include <atomic>
+#include <keyfold/state.hpp>
+
+#include "options.hpp"
+#include "watcher.hpp"
+
+namespace keyfold::python {
+
+class State {
+ public:
+  State(nb::object q, const Options& options, std::int64_t first_key);
+
+  void update(nb::object k, nb::object v, nb::object progress);
+  void merge(State& other);
+  Report finish(nb::object out, nb::object lse, nb::object progress);
+  std::int64_t next_key() const { return next_key_; }
+
+ private:
+  /// The one call that may use a state; another thread's is refused instead of racing with it.
+  class Turn {
+   public:
+    explicit Turn(State& state);
+    ~Turn();
+
+   private:
+    State& state_;
+  };
+
+  Array q_;
+  Options options_;
+  Watcher* watcher_ = nullptr;  // of the call that runs
+  std::atomic<bool> busy_ = false;
+  std::atomic<std::int64_t> next_key_;
+  AttentionState state_;
+};
+
+void bind_state(nb::module_& module);
+
+}  // namespace keyfold::python

@@ -1,0 +1,40 @@
+"""Exact attention over key sequences of any length, in dispatches that fit a time budget.
+
+``keyfold.torch``, ``keyfold.mlx`` and ``keyfold.transformers`` stand in for the attention of
+these libraries; ``python -m keyfold`` is the command-line tool.
+"""
+
+from ._attention import last_report, merge_state, scaled_dot_product_attention
+from ._errors import (
+    DeviceError,
+    Error,
+    InternalError,
+    InvalidArgument,
+    OutOfMemoryError,
+    UnsupportedError,
+)
+from ._keyfold import __version__
+from ._plan import devices, plan
+from ._records import Chunk, Device, Plan, Progress, Report
+from ._state import AttentionState
+
+__all__ = [
+    "AttentionState",
+    "Chunk",
+    "Device",
+    "DeviceError",
+    "Error",
+    "InternalError",
+    "InvalidArgument",
+    "OutOfMemoryError",
+    "Plan",
+    "Progress",
+    "Report",
+    "UnsupportedError",
+    "__version__",
+    "devices",
+    "last_report",
+    "merge_state",
+    "plan",
+    "scaled_dot_product_attention",
+]

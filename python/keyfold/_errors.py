@@ -1,0 +1,27 @@
+"""What keyfold raises. A thing that is no array at all, or no number, is a plain TypeError."""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Base of all of keyfold's exceptions."""
+
+
+class InvalidArgument(Error, ValueError):
+    """An argument, option or environment variable is wrong; the message names it."""
+
+
+class UnsupportedError(Error, NotImplementedError):
+    """No backend here can do this (a RuntimeError); the message says what would work."""
+
+
+class OutOfMemoryError(Error, RuntimeError, MemoryError):
+    """Host or device memory ran out."""
+
+
+class DeviceError(Error, RuntimeError):
+    """The device failed while it ran a dispatch."""
+
+
+class InternalError(Error, RuntimeError):
+    """A defect in keyfold."""

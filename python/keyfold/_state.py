@@ -1,0 +1,188 @@
+"""Attention over keys that arrive piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import _keyfold
+from ._arrays import check_no_gradient, check_writable, new_output
+from ._options import Window, callback_of, integer, native_options
+from ._records import Progress
+
+
+class AttentionState:
+    """The running state (m, l, o) of attention for fixed queries, fed with keys as they come.
+
+    Feeding the keys of one call in any number of pieces, cut anywhere, gives the same bits as that
+    call. Of what was fed, less than one split is kept; the arrays `q`, `mask` and `sinks` are
+    borrowed, and kept alive.
+
+    Parameters
+    ----------
+    q : array, [batch, num_heads, q_len, head_dim]
+        Queries, as in :func:`scaled_dot_product_attention`.
+    mask, sinks, kv_lens, scale, causal, window, softcap
+        As in :func:`scaled_dot_product_attention`; a mask's last axis is the absolute key
+        position.
+    q_offset : int, optional
+        Key position of query row 0. Needed with `causal` and `window`, as kv_len is not known yet.
+    first_key : int, optional
+        Absolute position of the first key that will be fed: a multiple of the plan's `split_len`.
+    backend, budget_ms, chunk_size, chunk_threshold, max_scratch_bytes, num_threads
+        As in :func:`scaled_dot_product_attention`; the state of all rows must fit in
+        `max_scratch_bytes`.
+    progress : callable, optional
+        Takes a :class:`Progress` after each dispatch.
+
+    Raises
+    ------
+    InvalidArgument
+        A ValueError that names the argument; also for a second call while one runs.
+
+    Notes
+    -----
+    A wrong argument leaves the state as it was. After any other exception (KeyboardInterrupt
+    included) it can only be dropped.
+
+    Examples
+    --------
+    >>> import numpy as np, keyfold
+    >>> rng = np.random.default_rng(0)
+    >>> q = rng.standard_normal((1, 8, 1, 64), np.float32)
+    >>> state = keyfold.AttentionState(q)
+    >>> for _ in range(3):
+    ...     k, v = rng.standard_normal((2, 1, 2, 1000, 64), np.float32)
+    ...     state.update(k, v)
+    >>> state.next_key
+    3000
+    >>> state.finish().shape
+    (1, 8, 1, 64)
+    """
+
+    def __init__(
+        self,
+        q: Any,
+        *,
+        scale: float | None = None,
+        mask: Any = None,
+        causal: bool = False,
+        q_offset: int | None = None,
+        window: Window | None = None,
+        softcap: float | None = None,
+        sinks: Any = None,
+        kv_lens: Sequence[int] | Any = None,
+        first_key: int = 0,
+        backend: str | None = None,
+        budget_ms: float | None = None,
+        chunk_size: int | None = None,
+        chunk_threshold: int | None = None,
+        max_scratch_bytes: int | None = None,
+        num_threads: int | None = None,
+        progress: Callable[[Progress], object] | None = None,
+    ) -> None:
+        check_no_gradient(q=q, mask=mask, sinks=sinks)
+        options = native_options(
+            scale=scale,
+            mask=mask,
+            causal=causal,
+            q_offset=q_offset,
+            window=window,
+            softcap=softcap,
+            sinks=sinks,
+            kv_lens=kv_lens,
+            backend=backend,
+            budget_ms=budget_ms,
+            chunk_size=chunk_size,
+            chunk_threshold=chunk_threshold,
+            max_scratch_bytes=max_scratch_bytes,
+            num_threads=num_threads,
+        )
+        self._progress = callback_of(progress)
+        self._q = q
+        self._shape, self._dtype = _keyfold.shape_and_dtype(q, "q")
+        self._value_dim = 0
+        self._state = _keyfold.State(q, options, integer("first_key", first_key))
+
+    @property
+    def next_key(self) -> int:
+        """Absolute position of the next key: `first_key` plus the keys fed so far."""
+        return self._state.next_key
+
+    def update(self, k: Any, v: Any) -> None:
+        """Fold the next keys.
+
+        Parameters
+        ----------
+        k : array, [batch, num_kv_heads, n, head_dim]
+            The next n >= 0 keys. The first update fixes num_kv_heads.
+        v : array, [batch, num_kv_heads, n, value_dim]
+            Their values. The first update fixes value_dim.
+
+        Raises
+        ------
+        InvalidArgument
+            A ValueError that names the argument; the state is unchanged.
+        """
+        check_no_gradient(k=k, v=v)
+        self._state.update(k, v, self._progress)
+        self._value_dim = _keyfold.shape_and_dtype(v, "v")[0][-1]
+
+    def merge(self, other: AttentionState) -> None:
+        """Add the keys that another state has seen, and leave that state empty.
+
+        Parameters
+        ----------
+        other : AttentionState
+            A state of the same queries and options over other keys.
+
+        Raises
+        ------
+        InvalidArgument
+            The states do not fit together; both are unchanged.
+
+        Notes
+        -----
+        Exact up to float32 rounding: the order of merging is not that of one call, so the bits may
+        differ from it.
+        """
+        if not isinstance(other, AttentionState):
+            raise TypeError(f"other: expected an AttentionState, got {type(other).__name__}")
+        self._state.merge(other._state)
+        self._value_dim, other._value_dim = self._value_dim or other._value_dim, 0
+
+    def finish(self, *, return_lse: bool = False, out: Any = None) -> Any:
+        """Give the result and leave the state empty, at `first_key` again.
+
+        Parameters
+        ----------
+        return_lse : bool, optional
+            Return the logsumexp too.
+        out : array, [batch, num_heads, q_len, value_dim], optional
+            Receives the result.
+
+        Returns
+        -------
+        out : array, [batch, num_heads, q_len, value_dim]
+            Of the library and dtype of `q`; or `out`. Where no key was fed, value_dim is head_dim.
+        lse : array, [batch, num_heads, q_len]
+            With `return_lse`: float32, natural logarithm, sinks included.
+
+        Raises
+        ------
+        InvalidArgument
+            `out` does not fit; nothing is written and the state is unchanged.
+        """
+        rows = self._shape[:-1]
+        if out is not None:
+            check_writable(out, "out")
+            memory, deliver = out, lambda: out
+        else:
+            value_dim = self._value_dim or self._shape[-1]
+            memory, deliver = new_output(self._q, (*rows, value_dim), self._dtype)
+        lse, deliver_lse = None, None
+        if return_lse:
+            lse, deliver_lse = new_output(self._q, rows, self._dtype, widen=True)
+        self._state.finish(memory, lse, self._progress)
+        self._value_dim = 0
+        return (deliver(), deliver_lse()) if deliver_lse else deliver()
