@@ -3,6 +3,7 @@
 
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <keyfold/error.hpp>
 #include <new>
 #include <optional>
@@ -93,6 +94,10 @@ Array Array::checked(nb::ndarray<nb::ro> held, bool bfloat16_bits, const char* n
                           "expected a dtype that keyfold computes in (float32, float16, bfloat16; "
                           "bool for masks), got " +
                               dtype_text(held.dtype()));
+  }
+  if (std::any_of(held.shape_ptr(), held.shape_ptr() + held.ndim(),
+                  [](std::int64_t size) { return size < 0; })) {
+    throw InvalidArgument(name, "expected sizes of at least 0, got " + shape_text(held));
   }
   return {std::move(held), *dtype, name};
 }

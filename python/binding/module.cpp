@@ -1,5 +1,7 @@
 // keyfold._keyfold: the functions that the package's Python modules call.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
@@ -83,9 +85,9 @@ DType dtype_named(std::string_view name) {
   throw InvalidArgument("dtype", "expected float32, float16 or bfloat16, got " + std::string(name));
 }
 
-nb::tuple make_plan(std::int64_t batch, std::int64_t num_heads, std::int64_t num_kv_heads,
-                    std::int64_t q_len, std::int64_t kv_len, std::int64_t head_dim,
-                    std::int64_t value_dim, std::string_view dtype, const Options& options) {
+Fields make_plan(std::int64_t batch, std::int64_t num_heads, std::int64_t num_kv_heads,
+                 std::int64_t q_len, std::int64_t kv_len, std::int64_t head_dim,
+                 std::int64_t value_dim, std::string_view dtype, const Options& options) {
   return as_tuple(
       plan({batch, num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim, dtype_named(dtype)},
            options.for_call()));
@@ -99,7 +101,7 @@ NB_MODULE(_keyfold, module) {
   using nb::arg;
   nb::set_leak_warnings(false);  // a daemon thread at exit is no leak, and the library never prints
   nb::register_exception_translator(translate);
-  module.attr("__version__") = KEYFOLD_VERSION;
+  module.attr("version") = KEYFOLD_VERSION;
   bind_options(module);
   bind_state(module);
   module.def("attention", attention, arg("q"), arg("k"), arg("v"), arg("out"), arg("lse").none(),
@@ -110,15 +112,18 @@ NB_MODULE(_keyfold, module) {
       "shape_and_dtype",
       [](nb::object array, const char* name) {
         const Array held = Array::to_read(array, name);
-        return nb::make_tuple(nb::tuple(nb::cast(held.shape())), keyfold::name_of(held.dtype()));
+        using Shape = nb::typed<nb::tuple, int, nb::ellipsis>;
+        return std::pair(Shape(nb::tuple(nb::cast(held.shape()))), keyfold::name_of(held.dtype()));
       },
       arg("array"), arg("name"));
   module.def("empty", make_empty, arg("shape"), arg("dtype"));
   module.def("plan", make_plan, arg("batch"), arg("num_heads"), arg("num_kv_heads"), arg("q_len"),
              arg("kv_len"), arg("head_dim"), arg("value_dim"), arg("dtype"), arg("options"));
   module.def("devices", [] {
-    nb::list devices;
-    for (const keyfold::DeviceInfo& device : keyfold::devices()) devices.append(as_tuple(device));
+    std::vector<Fields> devices;
+    for (const keyfold::DeviceInfo& device : keyfold::devices()) {
+      devices.push_back(as_tuple(device));
+    }
     return devices;
   });
   module.def("last_report", last_report);

@@ -5,8 +5,6 @@
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
-#include <optional>
-
 namespace keyfold::python {
 namespace nb = nanobind;
 namespace {
@@ -15,7 +13,7 @@ thread_local std::optional<Report> last;
 
 }  // namespace
 
-nb::tuple as_tuple(const Plan& p) {
+Fields as_tuple(const Plan& p) {
   nb::list chunks;
   for (const ChunkBox& c : p.chunks) {
     chunks.append(
@@ -26,7 +24,7 @@ nb::tuple as_tuple(const Plan& p) {
                         p.staging_bytes, chunks);
 }
 
-nb::tuple as_tuple(const DeviceInfo& d) {
+Fields as_tuple(const DeviceInfo& d) {
   nb::list dtypes;
   for (const DType dtype : d.dtypes) dtypes.append(name_of(dtype));
   return nb::make_tuple(d.backend, d.name, d.kernel, nb::tuple(nb::cast(d.kernels)), d.num_threads,
@@ -35,8 +33,8 @@ nb::tuple as_tuple(const DeviceInfo& d) {
 
 void keep_report(Report report) { last = std::move(report); }
 
-nb::object last_report() {
-  if (!last) return nb::none();
+std::optional<Fields> last_report() {
+  if (!last) return std::nullopt;
   return nb::make_tuple(last->backend, last->kernel, last->dispatches, last->longest_dispatch_ms,
                         last->elapsed_ms, last->scratch_bytes, last->staging_bytes);
 }

@@ -5,14 +5,17 @@
 
 #include <keyfold/attention.hpp>
 #include <keyfold/plan.hpp>
+#include <optional>
 
 namespace keyfold::python {
 
-nanobind::tuple as_tuple(const Plan& plan);
-nanobind::tuple as_tuple(const DeviceInfo& device);
+using Fields = nanobind::typed<nanobind::tuple, nanobind::any, nanobind::ellipsis>;
+
+Fields as_tuple(const Plan& plan);
+Fields as_tuple(const DeviceInfo& device);
 
 /// Keeps the report of this thread's last call that succeeded; last_report() is None before any.
 void keep_report(Report report);
-nanobind::object last_report();
+std::optional<Fields> last_report();
 
 }  // namespace keyfold::python

@@ -13,7 +13,7 @@ from ._errors import (
     OutOfMemoryError,
     UnsupportedError,
 )
-from ._keyfold import __version__
+from ._keyfold import version as __version__
 from ._plan import devices, plan
 from ._records import Chunk, Device, Plan, Progress, Report
 from ._state import AttentionState

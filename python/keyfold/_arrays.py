@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _keyfold
 from ._errors import InvalidArgument
+
+
+class _Output(NamedTuple):
+    memory: Any
+    deliver: Callable[[], Any]
+
 
 _IMMUTABLE = ("jax", "jaxlib", "mlx")
 
@@ -44,40 +51,69 @@ def check_no_gradient(**arrays: Any) -> None:
             )
 
 
-def new_output(
-    like: Any, shape: tuple[int, ...], dtype: str, widen: bool = False
-) -> tuple[Any, Callable[[], Any]]:
-    """Make memory for a result.
+def _new(like: Any, shape: tuple[int, ...], dtype: str, widen: bool = False) -> _Output:
+    """Make dense memory for a result of the library of `like`, whose dtype is `dtype`.
+
+    With `widen` the result is float32 instead.
+    """
+    if isinstance(like, np.ndarray):
+        array = np.empty(shape, np.float32 if widen else like.dtype)
+        return _Output(array, lambda: array)
+    if _is_tensor(like):
+        torch = sys.modules["torch"]
+        tensor = torch.empty(shape, dtype=torch.float32 if widen else like.dtype)
+        return _Output(tensor, lambda: tensor)
+    dtype = "float32" if widen else dtype
+    memory = _keyfold.empty(shape, dtype)
+    if hasattr(like, "__array_namespace__"):
+        return _Output(memory, lambda: like.__array_namespace__().from_dlpack(memory))
+    if dtype != "bfloat16":
+        return _Output(memory, lambda: np.asarray(memory))
+    return _Output(memory, lambda: memory)  # NumPy has no bfloat16: the bare DLPack array
+
+
+class Results:
+    """Memory for an output [batch, num_heads, q_len, value_dim] and its logsumexp.
 
     Parameters
     ----------
     like : array
-        An array of the library that the result shall be of.
+        An array of the library that the results shall be of.
     shape : tuple of int
-        Its shape.
+        Shape of the output.
     dtype : str
         The dtype of `like`.
-    widen : bool, optional
-        Make the result float32 instead.
-
-    Returns
-    -------
-    memory : array
-        Takes the result; dense.
-    deliver : callable
-        Gives the result as the caller's array, without a copy where its library allows that.
+    out : array, optional
+        The caller's own array for the output.
+    with_lse : bool, optional
+        Make memory for the logsumexp too.
     """
-    if isinstance(like, np.ndarray):
-        array = np.empty(shape, np.float32 if widen else like.dtype)
-        return array, lambda: array
-    if _is_tensor(like):
-        torch = sys.modules["torch"]
-        tensor = torch.empty(shape, dtype=torch.float32 if widen else like.dtype)
-        return tensor, lambda: tensor
-    dtype = "float32" if widen else dtype
-    memory = _keyfold.empty(shape, dtype)
-    if hasattr(like, "__array_namespace__"):
-        return memory, lambda: like.__array_namespace__().from_dlpack(memory)
-    if dtype != "bfloat16":
-        return memory, lambda: np.asarray(memory)
-    return memory, lambda: memory  # NumPy has no bfloat16: the bare DLPack array
+
+    def __init__(
+        self,
+        like: Any,
+        shape: tuple[int, ...],
+        dtype: str,
+        *,
+        out: Any = None,
+        with_lse: bool = False,
+    ) -> None:
+        if out is not None:
+            check_writable(out, "out")
+        self._out = _new(like, shape, dtype) if out is None else _Output(out, lambda: out)
+        self._lse = _new(like, shape[:-1], dtype, widen=True) if with_lse else None
+
+    @property
+    def out(self) -> Any:
+        """What takes the output."""
+        return self._out.memory
+
+    @property
+    def lse(self) -> Any:
+        """What takes the logsumexp, or None."""
+        return self._lse.memory if self._lse else None
+
+    def deliver(self) -> Any:
+        """Out, or out and lse, as the caller's arrays; no copy where their library allows that."""
+        out = self._out.deliver()
+        return (out, self._lse.deliver()) if self._lse else out

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, overload
 
 from . import _keyfold
-from ._arrays import check_no_gradient, check_writable, new_output
+from ._arrays import Results, check_no_gradient
 from ._options import ProgressArgument, Window, native_options, watched
 from ._records import Report
 
@@ -204,17 +204,12 @@ def scaled_dot_product_attention(
         num_threads=num_threads,
     )
     shape, dtype = _keyfold.shape_and_dtype(q, "q")
-    rows = shape[:-1]
-    if out is not None:
-        check_writable(out, "out")
-        memory, deliver = out, lambda: out
-    else:
-        value_shape, _ = _keyfold.shape_and_dtype(v, "v")
-        memory, deliver = new_output(q, (*rows, *value_shape[-1:]), dtype)
-    lse, deliver_lse = new_output(q, rows, dtype, widen=True) if return_lse else (None, None)
+    value_shape, _ = _keyfold.shape_and_dtype(v, "v")
+    shape = (*shape[:-1], *value_shape[-1:])
+    results = Results(q, shape, dtype, out=out, with_lse=return_lse)
     with watched(progress) as callback:
-        _keyfold.attention(q, k, v, memory, lse, options, callback)
-    return (deliver(), deliver_lse()) if deliver_lse else deliver()
+        _keyfold.attention(q, k, v, results.out, results.lse, options, callback)
+    return results.deliver()
 
 
 def merge_state(out_a: Array, lse_a: Any, out_b: Any, lse_b: Any) -> tuple[Array, Array]:
@@ -258,10 +253,10 @@ def merge_state(out_a: Array, lse_a: Any, out_b: Any, lse_b: Any) -> tuple[Array
     """
     check_no_gradient(out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b)
     shape, dtype = _keyfold.shape_and_dtype(out_a, "out_a")
-    out, deliver = new_output(out_a, shape, dtype)
-    lse, deliver_lse = new_output(out_a, shape[:-1], dtype, widen=True)
-    _keyfold.merge_state(out_a, lse_a, out_b, lse_b, out, lse)
-    return deliver(), deliver_lse()
+    results = Results(out_a, shape, dtype, with_lse=True)
+    _keyfold.merge_state(out_a, lse_a, out_b, lse_b, results.out, results.lse)
+    merged: tuple[Array, Array] = results.deliver()
+    return merged
 
 
 def last_report() -> Report | None:

@@ -7,7 +7,7 @@ class Error(Exception):
     """Base of all of keyfold's exceptions."""
 
 
-class InvalidArgument(Error, ValueError):
+class InvalidArgument(Error, ValueError):  # noqa: N818 (its name in C++)
     """An argument, option or environment variable is wrong; the message names it."""
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
-from typing import Any, Callable, Optional, Union
+from typing import Any
 
 from . import _keyfold
 from ._errors import InvalidArgument
 from ._records import Progress
 
-Window = tuple[Optional[int], Optional[int]]
-ProgressArgument = Union[bool, Callable[[Progress], object], None]
+Window = tuple[int | None, int | None]
+ProgressArgument = bool | Callable[[Progress], object] | None
 
 
 def integer(name: str, value: Any) -> int:

@@ -74,7 +74,7 @@ def plan(
         max_scratch_bytes=max_scratch_bytes,
         num_threads=num_threads,
     )
-    *fields, chunks = _keyfold.plan(
+    fields = _keyfold.plan(
         batch=integer("batch", batch),
         num_heads=integer("num_heads", num_heads),
         num_kv_heads=integer("num_kv_heads", num_heads if num_kv_heads is None else num_kv_heads),
@@ -85,7 +85,7 @@ def plan(
         dtype=dtype,
         options=options,
     )
-    return Plan(*fields, tuple(Chunk(*chunk) for chunk in chunks))
+    return Plan(*(*fields[:-1], tuple(Chunk(*chunk) for chunk in fields[-1])))
 
 
 def devices() -> list[Device]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import _keyfold
-from ._arrays import check_no_gradient, check_writable, new_output
+from ._arrays import Results, check_no_gradient
 from ._options import Window, callback_of, integer, native_options
 from ._records import Progress
 
@@ -173,16 +173,8 @@ class AttentionState:
         InvalidArgument
             `out` does not fit; nothing is written and the state is unchanged.
         """
-        rows = self._shape[:-1]
-        if out is not None:
-            check_writable(out, "out")
-            memory, deliver = out, lambda: out
-        else:
-            value_dim = self._value_dim or self._shape[-1]
-            memory, deliver = new_output(self._q, (*rows, value_dim), self._dtype)
-        lse, deliver_lse = None, None
-        if return_lse:
-            lse, deliver_lse = new_output(self._q, rows, self._dtype, widen=True)
-        self._state.finish(memory, lse, self._progress)
+        shape = (*self._shape[:-1], self._value_dim or self._shape[-1])
+        results = Results(self._q, shape, self._dtype, out=out, with_lse=return_lse)
+        self._state.finish(results.out, results.lse, self._progress)
         self._value_dim = 0
-        return (deliver(), deliver_lse()) if deliver_lse else deliver()
+        return results.deliver()

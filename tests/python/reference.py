@@ -1,4 +1,4 @@
-"""Attention in float64, and the rule by which results are judged."""
+"""Random inputs, attention in float64, and the rule by which results are judged."""
 
 from __future__ import annotations
 
@@ -12,6 +12,28 @@ Floats = npt.NDArray[np.float64]
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _EPSILON = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def make_inputs(
+    rng: np.random.Generator,
+    q_len: int = 5,
+    kv_len: int = 700,
+    *,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 32,
+    value_dim: int | None = None,
+    batch: int = 2,
+    dtype: str = "float32",
+) -> tuple[Any, Any, Any]:
+    """Normally distributed q, k and v."""
+    sizes = (
+        (batch, heads, q_len, head_dim),
+        (batch, kv_heads, kv_len, head_dim),
+        (batch, kv_heads, kv_len, value_dim or head_dim),
+    )
+    q, k, v = (rng.standard_normal(size, np.float32).astype(DTYPES[dtype]) for size in sizes)
+    return q, k, v
 
 
 def as_numpy(array: Any) -> npt.NDArray[Any]:
