@@ -87,9 +87,9 @@ def test_state_serves_one_call_at_a_time(inputs: Any) -> None:
     thread = threading.Thread(target=state.update, args=(k, v))
     thread.start()
     running.wait(60)
-    with pytest.raises(keyfold.InvalidArgument, match="^state: "):
+    with pytest.raises(keyfold.InvalidArgument, match="^state: expected one call at a time"):
         state.update(k, v)
-    with pytest.raises(keyfold.InvalidArgument, match="^state: "):
+    with pytest.raises(keyfold.InvalidArgument, match="^state: expected one call at a time"):
         keyfold.AttentionState(q).merge(state)
     refused.set()
     thread.join()
