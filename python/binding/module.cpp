@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "array.hpp"
+#include "gil.hpp"
 #include "options.hpp"
 #include "records.hpp"
 #include "state.hpp"
@@ -56,7 +57,7 @@ void attention(nb::object q, nb::object k, nb::object v, nb::object out, nb::obj
   }
   Watcher watcher(std::move(progress));
   call.run.progress = std::ref(watcher);
-  const nb::gil_scoped_release no_gil;
+  const GilReleased no_gil;
   keep_report(scaled_dot_product_attention(q_view, k_view, v_view, out_view, call));
 }
 
@@ -69,7 +70,7 @@ void merge(nb::object out_a, nb::object lse_a, nb::object out_b, nb::object lse_
   const MutableTensorView a_view = a.view(), a_lse = a_sums.view(kLseAxes), b_view = b.view(),
                           b_lse = b_sums.view(kLseAxes), out_view = result.view(),
                           lse_view = sums.view(kLseAxes);
-  const nb::gil_scoped_release no_gil;
+  const GilReleased no_gil;
   const std::int64_t rows = lse_view.sizes[0] * lse_view.sizes[1] * lse_view.sizes[2];
   std::memset(out_view.data, 0,
               static_cast<std::size_t>(rows * out_view.sizes[3] * size_of(out_view.dtype)));

@@ -1,6 +1,7 @@
 // AttentionState for Python.
 #include "state.hpp"
 
+#include "gil.hpp"
 #include "records.hpp"
 
 namespace keyfold::python {
@@ -32,7 +33,7 @@ void State::update(nb::object k, nb::object v, nb::object progress) {
   Watcher watcher(std::move(progress));
   const Turn turn(*this);
   watcher_ = &watcher;
-  const nb::gil_scoped_release no_gil;
+  const GilReleased no_gil;
   state_.update(key_view, value_view);
 }
 
@@ -41,7 +42,7 @@ void State::merge(State& other) {
     throw InvalidArgument("other", "expected another state, got this one");
   }
   const Turn turn(*this), other_turn(other);
-  const nb::gil_scoped_release no_gil;
+  const GilReleased no_gil;
   state_.merge(std::move(other.state_));
 }
 
@@ -57,7 +58,7 @@ Report State::finish(nb::object out, nb::object lse, nb::object progress) {
   Watcher watcher(std::move(progress));
   const Turn turn(*this);
   watcher_ = &watcher;
-  const nb::gil_scoped_release no_gil;
+  const GilReleased no_gil;
   return state_.finish(out_view, lse_view);
 }
 

@@ -1,6 +1,8 @@
 // What happens between dispatches.
 #include "watcher.hpp"
 
+#include "gil.hpp"
+
 namespace keyfold::python {
 namespace nb = nanobind;
 namespace {
@@ -23,7 +25,7 @@ void Watcher::operator()(const Progress& p) {
   const bool signals = signals_ && now - last_ >= kBetweenSignalChecks;
   if (!signals && callback_.is_none()) return;
   last_ = now;
-  const nb::gil_scoped_acquire gil;
+  const GilHeld gil;
   if (PyErr_CheckSignals() != 0) throw nb::python_error();
   if (callback_.is_none()) return;
   callback_(p.dispatches, p.fraction, p.elapsed_ms, p.last_dispatch_ms, p.longest_dispatch_ms,

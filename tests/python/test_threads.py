@@ -144,13 +144,14 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     )
 
 
-def test_interpreter_ends_while_a_daemon_thread_calls() -> None:
+@pytest.mark.parametrize("progress", ["None", "lambda _: None"])
+def test_interpreter_ends_while_daemon_threads_call(progress: str) -> None:
     run_python(
         SETUP
-        + """
+        + f"""
 def work():
-    while True: attend()
-threading.Thread(target=work, daemon=True).start()
+    while True: keyfold.scaled_dot_product_attention(q, k, v, chunk_size=512, progress={progress})
+for _ in range(4): threading.Thread(target=work, daemon=True).start()
 time.sleep(0.3)
 """
     )

@@ -1,0 +1,46 @@
+// The GIL around long calls, for threads that may outlive the interpreter.
+#pragma once
+
+#include <Python.h>
+#include <cxxabi.h>
+#include <unistd.h>
+
+namespace keyfold::python {
+
+/// Runs a function of CPython that takes the GIL. When the interpreter ends while a daemon thread
+/// is in a call, CPython before 3.14 ends the thread there by pthread_exit(), which cannot unwind
+/// through C++: such a thread waits for the end of the process instead, as from 3.14 on.
+template <typename Take>
+auto take_gil(Take&& take) noexcept {
+  try {
+    return take();
+  } catch (const abi::__forced_unwind&) {
+    while (true) pause();
+  }
+}
+
+/// Gives the GIL to other threads as long as it lives.
+class GilReleased {
+ public:
+  GilReleased() : state_(PyEval_SaveThread()) {}
+  GilReleased(const GilReleased&) = delete;
+  ~GilReleased() {
+    take_gil([this] { PyEval_RestoreThread(state_); });
+  }
+
+ private:
+  PyThreadState* state_;
+};
+
+/// Takes the GIL back for as long as it lives.
+class GilHeld {
+ public:
+  GilHeld() : state_(take_gil([] { return PyGILState_Ensure(); })) {}
+  GilHeld(const GilHeld&) = delete;
+  ~GilHeld() { PyGILState_Release(state_); }
+
+ private:
+  PyGILState_STATE state_;
+};
+
+}  // namespace keyfold::python
