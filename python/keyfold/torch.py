@@ -248,4 +248,4 @@ def _fitted(mask: Tensor, scores: tuple[int, ...]) -> Tensor:
         ) from None
     if len(scores) == 4:
         return full
-    return _with_batch(mask[(None,) * (len(scores) - mask.dim())], scores[:-3])
+    return _with_batch(mask[(None,) * (3 - mask.dim())], scores[:-3])
