@@ -1,64 +1,70 @@
 """Attention with the signature of ``torch.nn.functional.scaled_dot_product_attention``."""
 
-# No `from __future__ import annotations`: torch.library reads the annotations of the operator.
-from typing import Optional
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from . import _keyfold
 from ._arrays import check_no_gradient
-from ._attention import scaled_dot_product_attention as _attend
 from ._errors import InvalidArgument
+from ._options import native_options
 
 __all__ = ["scaled_dot_product_attention"]
 
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-@torch.library.custom_op("keyfold::attention", mutates_args=())
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Optional[Tensor],
-    sinks: Optional[Tensor],
-    causal: bool,
-    q_offset: Optional[int],
-    scale: Optional[float],
-    softcap: Optional[float],
-) -> Tensor:
-    """The operator that graphs contain; arguments as keyfold.scaled_dot_product_attention's."""
-    return _attend(
-        q,
-        k,
-        v,
-        mask=mask,
-        sinks=sinks,
-        causal=causal,
-        q_offset=q_offset,
-        scale=scale,
-        softcap=softcap,
-    )
+# The operator that graphs contain; arguments as keyfold.scaled_dot_product_attention's. A schema
+# costs a third of what torch.library.custom_op adds to each call.
+torch.library.define(
+    "keyfold::attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor? mask=None, Tensor? sinks=None, bool causal=False, "
+    "SymInt? q_offset=None, float? scale=None, float? softcap=None) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
 
 
-@attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+@torch.library.register_fake("keyfold::attention")
+def _new_result(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> Tensor:
+    """Memory for the result, with the axes in the order of those of `q`, as PyTorch has it."""
+    if q.shape[-1] == v.shape[-1]:
+        return torch.empty_like(q)
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
-def _with_batch(tensor: Tensor, batch: torch.Size, axes: int) -> Tensor:
-    """Expand what precedes the last `axes` axes to `batch`, as one axis."""
-    if tensor.shape[:-axes] != batch:
-        tensor = tensor.expand(*batch, *tensor.shape[-axes:])
-    return tensor if len(batch) == 1 else tensor.reshape(-1, *tensor.shape[-axes:])
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    sinks: Tensor | None = None,
+    causal: bool = False,
+    q_offset: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    out = _new_result(q, k, v)
+    options = native_options(
+        mask=mask, sinks=sinks, causal=causal, q_offset=q_offset, scale=scale, softcap=softcap
+    )
+    if out.numel() > 0:  # PyTorch takes empty batches, keyfold does not
+        _keyfold.attention(q, k, v, out, None, options, None)
+    return out
+
+
+torch.library.impl("keyfold::attention", "CompositeExplicitAutograd", _attention)
+_operator = torch.ops.keyfold.attention.default
 
 
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_mask: Optional[Tensor] = None,
+    attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    scale: Optional[float] = None,
+    *,
+    scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
     r"""Stand in for ``torch.nn.functional.scaled_dot_product_attention``.
@@ -68,11 +74,13 @@ def scaled_dot_product_attention(
     Parameters
     ----------
     query : Tensor, [..., num_heads, q_len, head_dim]
-        float32, float16 or bfloat16, on the CPU.
+        float32, float16 or bfloat16, on the CPU; read in place, whatever its strides. Two axes are
+        [q_len, head_dim].
     key : Tensor, [..., num_kv_heads, kv_len, head_dim]
-        Leading axes broadcast.
+        Of the dtype of `query`. Leading axes broadcast; where several of them do so in part, the
+        tensor is copied.
     value : Tensor, [..., num_kv_heads, kv_len, value_dim]
-        Values.
+        Of the dtype of `query`; leading axes as those of `key`.
     attn_mask : Tensor, optional
         Broadcasts to [..., num_heads, q_len, kv_len]. Boolean: true = visible. float32 or the
         dtype of `query`: added to the scaled score.
@@ -96,47 +104,148 @@ def scaled_dot_product_attention(
     InvalidArgument
         A ValueError that names the argument; for dropout, for tensors that require a gradient, and
         for those that are not on the CPU too.
+    TypeError
+        Something is no tensor.
 
     Notes
     -----
     Accumulates in float32; see :func:`keyfold.scaled_dot_product_attention` for bits, memory and
-    time. It is the operator ``keyfold::attention``, which torch.compile takes without a break.
+    time. Casts under ``torch.autocast`` as PyTorch does. It is the operator
+    ``keyfold::attention``, which torch.compile takes without a break; an error that torch.compile
+    meets while it traces with ``fullgraph=True`` comes as its own, with the message inside.
     """
-    check_no_gradient(query=query, key=key, value=value, attn_mask=attn_mask)
+    named = {"query": query, "key": key, "value": value, "attn_mask": attn_mask}
+    check_no_gradient(**named)
+    _check_tensors(named)
     if dropout_p != 0:
         raise InvalidArgument(f"dropout_p: expected 0, as keyfold has no dropout, got {dropout_p}")
     if is_causal and attn_mask is not None:
         raise InvalidArgument("attn_mask: expected None with is_causal, got a mask")
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.dim() < 2:
-            raise InvalidArgument(
-                f"{name}: expected at least 2 axes [..., len, dim], got the shape "
-                f"{list(tensor.shape)}"
-            )
-    q, k, v = (t.unsqueeze(0) if t.dim() == 2 else t for t in (query, key, value))
-    heads, kv_heads = q.shape[-3], k.shape[-3]
-    if not enable_gqa and heads != kv_heads:
-        if 1 not in (heads, kv_heads):
-            raise InvalidArgument(
-                f"key: expected {heads} heads as query has, got {kv_heads}; enable_gqa=True groups "
-                "them"
-            )
-        q = q.expand(*q.shape[:-3], max(heads, kv_heads), *q.shape[-2:])
-    batch = torch.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
-    mask = attn_mask
-    if mask is not None and len(batch) > 1:
-        mask = mask.expand(*batch, *([1] * max(0, 3 - mask.dim())), *mask.shape[-3:])
-        mask = _with_batch(mask, batch, 3)
-    out = attention(
-        _with_batch(q, batch, 3),
-        _with_batch(k, batch, 3),
-        _with_batch(v, batch, 3),
-        mask,
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value, attn_mask = (
+            t.to(dtype) if t is not None and t.dtype in _DTYPES else t
+            for t in (query, key, value, attn_mask)
+        )
+    _check_dtypes(query, key, value, attn_mask)
+    axes = max(query.dim(), key.dim(), value.dim())
+    q, k, v = (t if t.dim() >= 4 else t[(None,) * (4 - t.dim())] for t in (query, key, value))
+    batch, heads = _batch_and_heads(q, k, v, enable_gqa)
+    if k.shape[-3] != v.shape[-3]:
+        k, v = _with_heads(k, heads), _with_heads(v, heads)
+    out = _operator(
+        _with_batch(_with_heads(q, heads), batch),
+        _with_batch(k, batch),
+        _with_batch(v, batch),
+        None
+        if attn_mask is None
+        else _fitted(attn_mask, (*batch, heads, q.shape[-2], k.shape[-2])),
         None,
         is_causal,
         0 if is_causal else None,
         scale,
-        None,
     )
-    out = out.reshape(*batch, *out.shape[1:])
-    return out if max(query.dim(), key.dim(), value.dim()) > 2 else out.squeeze(0)
+    return out if axes == 4 else out.reshape((*batch, *out.shape[1:])[-axes:])
+
+
+def _check_tensors(named: dict[str, Tensor | None]) -> None:
+    for name, tensor in named.items():
+        if name == "attn_mask" and tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if not tensor.is_cpu:
+            raise InvalidArgument(
+                f"{name}: expected a tensor on the CPU, got one on {tensor.device}; move it there "
+                "with .cpu()"
+            )
+        if name != "attn_mask" and tensor.dim() < 2:
+            raise InvalidArgument(
+                f"{name}: expected at least 2 axes [..., len, dim], got the shape "
+                f"{list(tensor.shape)}"
+            )
+
+
+def _check_dtypes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    if query.dtype not in _DTYPES:
+        raise InvalidArgument(
+            f"query: expected the dtype float32, float16 or bfloat16, got {query.dtype}"
+        )
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.dtype != query.dtype:
+            raise InvalidArgument(
+                f"{name}: expected {query.dtype} as query has, got {tensor.dtype}"
+            )
+    if mask is not None and mask.dtype not in (torch.bool, torch.float32, query.dtype):
+        raise InvalidArgument(
+            f"attn_mask: expected torch.bool, torch.float32 or {query.dtype}, got {mask.dtype}"
+        )
+
+
+def _batch_and_heads(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> tuple[torch.Size, int]:
+    """Check how the shapes fit together; give the batch axes and the number of query heads."""
+    if q.shape[-1] < 1:
+        raise InvalidArgument(f"query: expected a head_dim of at least 1, got {list(q.shape)}")
+    if k.shape[-1] != q.shape[-1]:
+        raise InvalidArgument(
+            f"key: expected the head_dim {q.shape[-1]} as query has, got {k.shape[-1]}"
+        )
+    if v.shape[-2] != k.shape[-2]:
+        raise InvalidArgument(
+            f"value: expected the length {k.shape[-2]} as key has, got {v.shape[-2]}"
+        )
+    heads = q.shape[-3]
+    for name, other in (("key", k), ("value", v)):
+        count = other.shape[-3]
+        if grouped:
+            if count == 0 or heads % count:
+                raise InvalidArgument(
+                    f"{name}: expected a number of heads that divides the {heads} of query, got "
+                    f"{count}"
+                )
+        elif count != heads and heads == 1:
+            heads = count
+        elif count not in (1, heads):
+            raise InvalidArgument(
+                f"{name}: expected {heads} heads, or 1, got {count}; enable_gqa=True lets several "
+                "query heads share one"
+            )
+    batch = q.shape[:-3]
+    if not batch == k.shape[:-3] == v.shape[:-3]:
+        try:
+            batch = torch.broadcast_shapes(batch, k.shape[:-3], v.shape[:-3])
+        except RuntimeError:
+            raise InvalidArgument(
+                "query, key, value: expected leading axes that broadcast, got the shapes "
+                f"{list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
+            ) from None
+    return batch, heads
+
+
+def _with_heads(tensor: Tensor, heads: int) -> Tensor:
+    """Repeat each head, without a copy where there is one."""
+    count = tensor.shape[-3]
+    if count == heads:
+        return tensor
+    groups = tensor.unsqueeze(-3).expand(*tensor.shape[:-2], heads // count, *tensor.shape[-2:])
+    return groups.flatten(-4, -3)
+
+
+def _with_batch(tensor: Tensor, batch: torch.Size) -> Tensor:
+    """Expand what precedes the last three axes to `batch`, as one axis."""
+    if tensor.shape[:-3] != batch:
+        tensor = tensor.expand(*batch, *tensor.shape[-3:])
+    return tensor if len(batch) == 1 else tensor.flatten(0, -4)
+
+
+def _fitted(mask: Tensor, scores: tuple[int, ...]) -> Tensor:
+    """Give the mask the batch axis of the operator's tensors; its other axes still broadcast."""
+    try:
+        full = mask.expand(scores)
+    except RuntimeError:
+        raise InvalidArgument(
+            f"attn_mask: expected a shape that broadcasts to {list(scores)}, got {list(mask.shape)}"
+        ) from None
+    if len(scores) == 4:
+        return full
+    return _with_batch(mask[(None,) * (3 - mask.dim())], scores[:-3])
