@@ -51,6 +51,17 @@ def check_no_gradient(**arrays: Any) -> None:
             )
 
 
+def check_tensors(**arrays: Any) -> None:
+    """Refuse PyTorch tensors of which DLPack does not tell all: gradients and negation."""
+    check_no_gradient(**arrays)
+    for name, array in arrays.items():
+        if _is_tensor(array) and array.is_neg():
+            raise InvalidArgument(
+                f"{name}: expected a tensor that holds its own values, got a negated view; pass "
+                f"{name}.resolve_neg()"
+            )
+
+
 def _new(like: Any, shape: tuple[int, ...], dtype: str, widen: bool = False) -> _Output:
     """Make dense memory for a result of the library of `like`, whose dtype is `dtype`.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, overload
 
 from . import _keyfold
-from ._arrays import Results, check_no_gradient
+from ._arrays import Results, check_tensors
 from ._options import ProgressArgument, Window, native_options, watched
 from ._records import Report
 
@@ -186,7 +186,7 @@ def scaled_dot_product_attention(
     >>> out.shape
     (1, 8, 1, 64)
     """
-    check_no_gradient(q=q, k=k, v=v, mask=mask, sinks=sinks)
+    check_tensors(q=q, k=k, v=v, mask=mask, sinks=sinks)
     options = native_options(
         scale=scale,
         mask=mask,
@@ -251,7 +251,7 @@ def merge_state(out_a: Array, lse_a: Any, out_b: Any, lse_b: Any) -> tuple[Array
     ----------
     merge_state of FlashInfer (Ye et al. 2024).
     """
-    check_no_gradient(out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b)
+    check_tensors(out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b)
     shape, dtype = _keyfold.shape_and_dtype(out_a, "out_a")
     results = Results(out_a, shape, dtype, with_lse=True)
     _keyfold.merge_state(out_a, lse_a, out_b, lse_b, results.out, results.lse)

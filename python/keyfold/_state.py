@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import _keyfold
-from ._arrays import Results, check_no_gradient
+from ._arrays import Results, check_tensors
 from ._options import Window, callback_of, integer, native_options
 from ._records import Progress
 
@@ -81,7 +81,7 @@ class AttentionState:
         num_threads: int | None = None,
         progress: Callable[[Progress], object] | None = None,
     ) -> None:
-        check_no_gradient(q=q, mask=mask, sinks=sinks)
+        check_tensors(q=q, mask=mask, sinks=sinks)
         options = native_options(
             scale=scale,
             mask=mask,
@@ -124,7 +124,7 @@ class AttentionState:
         InvalidArgument
             A ValueError that names the argument; the state is unchanged.
         """
-        check_no_gradient(k=k, v=v)
+        check_tensors(k=k, v=v)
         self._state.update(k, v, self._progress)
         self._value_dim = _keyfold.shape_and_dtype(v, "v")[0][-1]
 

@@ -29,7 +29,7 @@ def _new_result(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> Te
     """Memory for the result, with the axes in the order of those of `q`, as PyTorch has it."""
     if q.shape[-1] == v.shape[-1]:
         return torch.empty_like(q)
-    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+    return torch.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=q.device)
 
 
 def _attention(
@@ -123,17 +123,16 @@ def scaled_dot_product_attention(
         raise InvalidArgument("attn_mask: expected None with is_causal, got a mask")
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
-        query, key, value, attn_mask = (
-            t.to(dtype) if t is not None and t.dtype in _DTYPES else t
-            for t in (query, key, value, attn_mask)
-        )
+        query, key, value = (t.to(dtype) if t.dtype in _DTYPES else t for t in (query, key, value))
+        if attn_mask is not None and attn_mask.dtype in _DTYPES:
+            attn_mask = attn_mask.to(dtype)
     _check_dtypes(query, key, value, attn_mask)
     axes = max(query.dim(), key.dim(), value.dim())
     q, k, v = (t if t.dim() >= 4 else t[(None,) * (4 - t.dim())] for t in (query, key, value))
     batch, heads = _batch_and_heads(q, k, v, enable_gqa)
     if k.shape[-3] != v.shape[-3]:
         k, v = _with_heads(k, heads), _with_heads(v, heads)
-    out = _operator(
+    out: Tensor = _operator(
         _with_batch(_with_heads(q, heads), batch),
         _with_batch(k, batch),
         _with_batch(v, batch),
@@ -248,4 +247,4 @@ def _fitted(mask: Tensor, scores: tuple[int, ...]) -> Tensor:
         ) from None
     if len(scores) == 4:
         return full
-    return _with_batch(mask[(None,) * (3 - mask.dim())], scores[:-3])
+    return _with_batch(mask[(None,) * (3 - mask.dim())], torch.Size(scores[:-3]))

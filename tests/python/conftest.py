@@ -28,6 +28,12 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 
 @pytest.fixture
+def seed(rng: np.random.Generator) -> int:
+    """Seed of this test's own for another library."""
+    return int(rng.integers(2**31))
+
+
+@pytest.fixture
 def inputs(rng: np.random.Generator) -> Callable[..., tuple[Any, Any, Any]]:
     """Make q, k and v of a shape: make_inputs() with this test's random numbers."""
     return functools.partial(make_inputs, rng)

@@ -110,6 +110,14 @@ def test_torch_gradients_are_not_lost_silently(inputs: Any) -> None:
     assert not expected.requires_grad
 
 
+def test_negated_views_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.randn(1, 2, 3, 4, dtype=torch.cfloat).conj().imag
+    assert x.is_neg()
+    with pytest.raises(keyfold.InvalidArgument, match="^v: .*resolve_neg"):
+        attend(x.resolve_neg(), x.resolve_neg(), x)
+
+
 def test_tensor_on_another_device() -> None:
     torch = pytest.importorskip("torch")
     q = torch.empty(1, 1, 1, 8, device="meta")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import os
 import random
 from typing import Any
 
@@ -29,13 +28,9 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 @pytest.fixture(autouse=True)
-def seed() -> int:
-    """Fresh data for each test; a failure shows the seed, KEYFOLD_TEST_SEED repeats it."""
-    number = int(os.environ.get("KEYFOLD_TEST_SEED", random.SystemRandom().randrange(2**32)))
-    print(f"KEYFOLD_TEST_SEED={number}")
-    torch.manual_seed(number)
-    random.seed(number)
-    return number
+def seeded(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
 
 
 def expected(

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import keyfold  # noqa: E402
-from test_torch import attend, seed, tensors  # noqa: E402, F401
+from test_torch import attend, seeded, tensors  # noqa: E402, F401
 
 OPERATOR = torch.ops.keyfold.attention.default
 Q, KV = [2, 4, 5, 16], [2, 2, 9, 16]
