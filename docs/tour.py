@@ -29,7 +29,7 @@ import keyfold
 import numpy as np
 
 parser = argparse.ArgumentParser(description="A tour of keyfold", allow_abbrev=False)
-parser.add_argument("--mib", type=int, default=1024, help="size of keys and values together")
+parser.add_argument("--mib", type=int, default=1024, help="keys and values, above 512")
 parser.add_argument("--contexts", default="8K,16K,32K", help="needle: bytes of text")
 parser.add_argument("--depths", default="10,50,90", help="needle: percent of the text")
 parser.add_argument("--figures", type=Path, default=Path("."), help="folder for the plot")
@@ -135,7 +135,7 @@ print(f"2. Files: {kv_len} keys, {sum(f.stat().st_size for f in files) // MIB} M
 
 # %% [markdown]
 # Now the limit. `RLIMIT_AS` bounds all that a process may map: its heap, the stacks of its threads,
-# and files too. We allow what is mapped at the moment, and 64 MiB more.
+# and files too. We allow what is mapped by now, and 256 MiB more (the files: 1024 MiB).
 
 
 # %%
@@ -170,9 +170,9 @@ def stream(sizes: Iterator[int]) -> tuple[np.ndarray, np.ndarray]:
     return state.finish(return_lse=True)
 
 
-limit = memory("VmSize") + 64 * MIB
+limit = memory("VmSize") + 256 * MIB
 with address_space(limit):
-    print(f"   limit: {limit // MIB} MiB, of which 64 MiB are free")
+    print(f"   limit: {limit // MIB} MiB, of which 256 MiB are free")
     try:
         np.fromfile(files[0], np.float16)
         raise AssertionError("the limit does not hold")
