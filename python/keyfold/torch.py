@@ -43,7 +43,7 @@ def _attention(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    out = _new_result(q, k, v)
+    out: Tensor = _new_result(q, k, v)
     options = native_options(
         mask=mask, sinks=sinks, causal=causal, q_offset=q_offset, scale=scale, softcap=softcap
     )
