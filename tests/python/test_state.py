@@ -45,8 +45,8 @@ def test_merged_states(inputs: Any) -> None:
     second.update(k[:, :, 2048:], v[:, :, 2048:])
     first.merge(second)
     assert second.next_key == 2048
-    naive, _ = attention(q, k, v, dtype=np.float32)
-    judge(first.finish(), attention(q, k, v)[0], naive, "float32")
+    expected, naive = attention(q, k, v), attention(q, k, v, dtype=np.float32)
+    judge(first.finish(), expected.out, naive.out, "float32", expected.out_noise)
 
 
 def test_state_keeps_what_it_borrows(inputs: Any, rng: Any) -> None:
@@ -139,12 +139,13 @@ def test_merge_state(dtype: str, inputs: Any) -> None:
     for (a, b), (c, d) in zip(parts, copies, strict=True):  # the arguments are left alone
         np.testing.assert_array_equal(a, c)
         np.testing.assert_array_equal(b, d)
-    expected, expected_lse = attention(q, k, v)
+    expected = attention(q, k, v)
     rounded = [o.astype(np.float64) for o, _ in parts]  # what rounding the parts costs
-    weights = [np.exp(part_lse - expected_lse)[..., None] for _, part_lse in parts]
-    judge(out, expected, sum(w * o for w, o in zip(weights, rounded, strict=True)), dtype)
-    naive_lse = attention(q, k, v, dtype=np.float32)[1]
-    judge(lse, expected_lse, naive_lse, "float32")
+    weights = [np.exp(part_lse - expected.lse)[..., None] for _, part_lse in parts]
+    naive = sum(w * o for w, o in zip(weights, rounded, strict=True))
+    judge(out, expected.out, naive, dtype, expected.out_noise)
+    naive_lse = attention(q, k, v, dtype=np.float32).lse
+    judge(lse, expected.lse, naive_lse, "float32", expected.lse_noise)
 
 
 def test_merge_with_nothing_is_the_same(inputs: Any) -> None:
