@@ -1,0 +1,19 @@
+"""The Python code in the documents runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_code_of_a_page(page: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    runnable = [block for block in blocks if "from_pretrained" not in block]  # needs a model's name
+    assert runnable
+    code = compile("\n".join(runnable), page, "exec")
+    exec(code, {"__name__": "page"})
