@@ -43,7 +43,8 @@ constexpr Dims dense_strides(const Dims& sizes) {
 ///
 /// Axes are [batch, heads, len, dim]; any memory order is expressed by strides, so a
 /// [batch, len, heads, dim] array is passed with its strides permuted. Strides count elements;
-/// 0 repeats (broadcasts) an axis; negative strides are refused.
+/// 0 repeats (broadcasts) an axis; negative strides are refused, except on an axis of size 1, where
+/// a stride means nothing.
 struct TensorView {
   const void* data = nullptr;     ///< first element, aligned to the element size
   DType dtype = DType::kFloat32;  ///< element type

@@ -43,8 +43,8 @@ void translate(const std::exception_ptr& thrown, void*) {
   }
 }
 
-void attention(nb::object q, nb::object k, nb::object v, nb::object out, nb::object lse,
-               const Options& options, nb::object progress) {
+void attention(const nb::object& q, const nb::object& k, const nb::object& v, const nb::object& out,
+               const nb::object& lse, const Options& options, const nb::object& progress) {
   const Array queries = Array::to_read(q, "q"), keys = Array::to_read(k, "k"),
               values = Array::to_read(v, "v"), result = Array::to_write(out, "out");
   const MutableTensorView q_view = queries.view(), k_view = keys.view(), v_view = values.view(),
@@ -55,15 +55,15 @@ void attention(nb::object q, nb::object k, nb::object v, nb::object out, nb::obj
     sums = Array::to_write(lse, "lse");
     call.lse = sums->view(kLseAxes);
   }
-  Watcher watcher(std::move(progress));
+  Watcher watcher(progress);
   call.run.progress = std::ref(watcher);
   const GilReleased no_gil;
   keep_report(scaled_dot_product_attention(q_view, k_view, v_view, out_view, call));
 }
 
 /// out and lse are dense: they become the empty state, which takes a and then b.
-void merge(nb::object out_a, nb::object lse_a, nb::object out_b, nb::object lse_b, nb::object out,
-           nb::object lse) {
+void merge(const nb::object& out_a, const nb::object& lse_a, const nb::object& out_b,
+           const nb::object& lse_b, const nb::object& out, const nb::object& lse) {
   const Array a = Array::to_read(out_a, "out_a"), a_sums = Array::to_read(lse_a, "lse_a"),
               b = Array::to_read(out_b, "out_b"), b_sums = Array::to_read(lse_b, "lse_b"),
               result = Array::to_write(out, "out"), sums = Array::to_write(lse, "lse");
@@ -111,7 +111,7 @@ NB_MODULE(_keyfold, module) {
              arg("out"), arg("lse"));
   module.def(
       "shape_and_dtype",
-      [](nb::object array, const char* name) {
+      [](const nb::object& array, const char* name) {
         const Array held = Array::to_read(array, name);
         using Shape = nb::typed<nb::tuple, int, nb::ellipsis>;
         return std::pair(Shape(nb::tuple(nb::cast(held.shape()))), keyfold::name_of(held.dtype()));

@@ -25,8 +25,8 @@ std::optional<int> narrowed(Int value, const char* name) {
   return static_cast<int>(*value);
 }
 
-void make_options(Options* self, Real scale, nb::object mask, bool causal, Int q_offset,
-                  Int window_left, Int window_right, Real softcap, nb::object sinks,
+void make_options(Options* self, Real scale, const nb::object& mask, bool causal, Int q_offset,
+                  Int window_left, Int window_right, Real softcap, const nb::object& sinks,
                   std::vector<std::int64_t> kv_lens, std::optional<std::string> backend,
                   Real budget_ms, Int chunk_size, Int chunk_threshold, Int max_scratch_bytes,
                   Int num_threads) {

@@ -6,7 +6,7 @@
 
 namespace keyfold::python {
 
-State::State(nb::object q, const Options& options, std::int64_t first_key)
+State::State(const nb::object& q, const Options& options, std::int64_t first_key)
     : q_(Array::to_read(q, "q")), options_(options), next_key_(first_key), state_([&] {
         AttentionOptions borrowed = options_.for_call();
         borrowed.run.progress = [this](const Progress& progress) {
@@ -27,10 +27,10 @@ State::Turn::~Turn() {
   state_.busy_ = false;
 }
 
-void State::update(nb::object k, nb::object v, nb::object progress) {
+void State::update(const nb::object& k, const nb::object& v, const nb::object& progress) {
   const Array keys = Array::to_read(k, "k"), values = Array::to_read(v, "v");
   const TensorView key_view = keys.view(), value_view = values.view();
-  Watcher watcher(std::move(progress));
+  Watcher watcher(progress);
   const Turn turn(*this);
   watcher_ = &watcher;
   const GilReleased no_gil;
@@ -46,7 +46,7 @@ void State::merge(State& other) {
   state_.merge(std::move(other.state_));
 }
 
-Report State::finish(nb::object out, nb::object lse, nb::object progress) {
+Report State::finish(const nb::object& out, const nb::object& lse, const nb::object& progress) {
   const Array result = Array::to_write(out, "out");
   const MutableTensorView out_view = result.view();
   std::optional<Array> sums;
@@ -55,7 +55,7 @@ Report State::finish(nb::object out, nb::object lse, nb::object progress) {
     sums = Array::to_write(lse, "lse");
     lse_view = sums->view(kLseAxes);
   }
-  Watcher watcher(std::move(progress));
+  Watcher watcher(progress);
   const Turn turn(*this);
   watcher_ = &watcher;
   const GilReleased no_gil;
@@ -65,15 +65,14 @@ Report State::finish(nb::object out, nb::object lse, nb::object progress) {
 void bind_state(nb::module_& module) {
   using nb::arg;
   nb::class_<State>(module, "State")
-      .def(nb::init<nb::object, const Options&, std::int64_t>(), arg("q"), arg("options"),
+      .def(nb::init<const nb::object&, const Options&, std::int64_t>(), arg("q"), arg("options"),
            arg("first_key"))
       .def("update", &State::update, arg("k"), arg("v"), arg("progress").none())
       .def("merge", &State::merge, arg("other"))
       .def(
           "finish",
-          [](State& self, nb::object out, nb::object lse, nb::object progress) {
-            keep_report(self.finish(std::move(out), std::move(lse), std::move(progress)));
-          },
+          [](State& self, const nb::object& out, const nb::object& lse,
+             const nb::object& progress) { keep_report(self.finish(out, lse, progress)); },
           arg("out"), arg("lse").none(), arg("progress").none())
       .def_prop_ro("next_key", &State::next_key);
 }

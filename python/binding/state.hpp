@@ -11,11 +11,11 @@ namespace keyfold::python {
 
 class State {
  public:
-  State(nb::object q, const Options& options, std::int64_t first_key);
+  State(const nb::object& q, const Options& options, std::int64_t first_key);
 
-  void update(nb::object k, nb::object v, nb::object progress);
+  void update(const nb::object& k, const nb::object& v, const nb::object& progress);
   void merge(State& other);
-  Report finish(nb::object out, nb::object lse, nb::object progress);
+  Report finish(const nb::object& out, const nb::object& lse, const nb::object& progress);
   std::int64_t next_key() const { return next_key_; }
 
  private:

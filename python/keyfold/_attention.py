@@ -97,8 +97,8 @@ def scaled_dot_product_attention(
     ----------
     q : array, [batch, num_heads, q_len, head_dim]
         Queries: float32, float16 or bfloat16, of NumPy (bfloat16 by ml_dtypes) or of any library
-        with ``__dlpack__`` (PyTorch, MLX, JAX), in host memory. Read in place, whatever its
-        strides; pass a [batch, len, heads, dim] array transposed.
+        with ``__dlpack__`` (PyTorch, MLX, JAX), in host memory. Read in place, with any strides
+        of 0 and more; pass a [batch, len, heads, dim] array transposed.
     k : array, [batch, num_kv_heads, kv_len, head_dim]
         Keys, of the dtype of `q`. Query head ``h`` reads key head
         ``h // (num_heads // num_kv_heads)``.

@@ -59,7 +59,7 @@ def _evaluate(name: str, array: mx.array) -> mx.array:
             "that mx.compile or mx.vmap traces; call keyfold outside of them, or use "
             "mx.fast.scaled_dot_product_attention here"
         ) from error
-    if min(memoryview(array).strides or (0,)) < 0:
+    if min(memoryview(cast("Any", array)).strides or (0,)) < 0:
         # Not mx.contiguous, which leaves the stride of an axis of one element as it is.
         array = mx.take(array, mx.arange(array.shape[0]), axis=0, stream=mx.cpu)
         mx.eval(array)

@@ -15,7 +15,8 @@ struct Registry {
 };
 
 Registry& registry() {
-  static Registry instance;
+  // Never destroyed: a thread may still compute while the process exits.
+  static auto& instance = *new Registry;
   return instance;
 }
 

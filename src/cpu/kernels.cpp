@@ -318,7 +318,8 @@ std::vector<Kernels> runnable_kernels() {
 }
 
 const std::vector<Kernels>& kernels() {
-  static const std::vector<Kernels> all = runnable_kernels();
+  // Never destroyed: a thread may still compute while the process exits.
+  static const auto& all = *new std::vector<Kernels>(runnable_kernels());
   return all;
 }
 

@@ -73,6 +73,18 @@ TEST_P(Layouts, TheSameBitsInEveryOrder) {
   }
 }
 
+TEST_P(Layouts, StridesOfSingleElementsMeanNothing) {
+  Rng rng("single");
+  Inputs inputs({.q_len = 1, .kv_len = 700, .head_dim = 16}, rng);
+  const Call call = inputs.call();
+  const std::vector<std::byte> expected = run(call).out.bytes();
+  for (const std::int64_t stride : {-1, 0, 1 << 20}) {
+    Call odd = call;
+    odd.q.strides[0] = odd.q.strides[2] = odd.k.strides[0] = odd.v.strides[0] = stride;
+    EXPECT_EQ(run(odd).out.bytes(), expected) << stride;
+  }
+}
+
 TEST_P(Layouts, OutMayBeAnInput) {
   Rng rng("alias");
   for (const bool blocks : {false, true}) {

@@ -111,6 +111,8 @@ def test_any_strides_are_read_in_place(inputs: Any) -> None:
         view[...] = x
     np.testing.assert_array_equal(attend(*views), out)
     np.testing.assert_array_equal(attend(*(np.asfortranarray(x) for x in (q, k, v))), out)
+    single = [np.concatenate([x, x])[3:2:-1] for x in (q, k, v)]  # one entry, a negative stride
+    np.testing.assert_array_equal(attend(*single), out[1:])
     repeated = np.broadcast_to(k[:1], k.shape)
     np.testing.assert_array_equal(attend(q, repeated, v), attend(q, repeated.copy(), v))
 

@@ -344,7 +344,8 @@ def test_other_forms_of_arguments(rng: Rng) -> None:
 
 def test_lazy_inputs_are_evaluated(rng: Rng) -> None:
     q, k, v = normal(rng, 1, 4, 3, 32), normal(rng, 1, 2, 9, 32), normal(rng, 1, 2, 9, 32)
-    out = drop_in(mx.exp(q), k + 1, mx.concatenate([v, 2 * v], axis=2)[:, :, 9:], scale=0.2)
+    lazy = mx.exp(mx.concatenate([q, q]))[::-2], k + 1, mx.concatenate([v, 2 * v], axis=2)[:, :, 9:]
+    out = drop_in(*lazy, scale=0.2)  # the one batch entry that is left has a negative stride
     evaluated = [mx.exp(q), k + 1, 2 * v]
     mx.eval(evaluated)
     np.testing.assert_array_equal(bits(out), bits(drop_in(*evaluated, scale=0.2)))
