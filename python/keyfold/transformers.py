@@ -42,7 +42,7 @@ def register() -> None:
 
     Notes
     -----
-    Needs Transformers 5.0 or newer; models in float32, float16 or bfloat16, on the CPU.
+    Needs Transformers 5 (tested with 5.23); models in float32, float16 or bfloat16, on the CPU.
 
     Grouped heads, softcap (Gemma 2), sinks (gpt-oss), position biases (T5), padding, sliding
     windows and all caches but the paged one are supported. A row that sees no key is 0. A prompt
