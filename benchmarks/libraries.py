@@ -1,12 +1,16 @@
 """Speed of keyfold's stand-ins beside the originals of PyTorch and MLX, as a Markdown table.
 
-Both compute the same data in the same run, in turns; each figure is the median of the rounds.
+Both compute the same data in the same run, in turns; each figure is the median of the rounds. The
+machine's limits are those that `keyfold bench` measures.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -69,23 +73,35 @@ def medians(calls: tuple[Callable[[], Any], ...], rounds: int) -> Iterator[float
     return (statistics.median(column) for column in zip(*times, strict=True))
 
 
+def limits() -> tuple[float, float]:
+    """Measure float32 multiply-adds in flops a second, and reading in bytes a second."""
+    command = [sys.executable, "-m", "keyfold", "bench", "--json", "--kv-len", "4K"]
+    machine = json.loads(subprocess.check_output(command))["machine"]
+    return 1e9 * machine["fma_gflops"], 1e9 * machine["read_gbs"]
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    print("| call | dtype | library | original | keyfold | ratio |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    peak, bandwidth = limits()
+    print(f"{peak / 1e9:.0f} GFLOP/s of float32 multiply-adds, {bandwidth / 1e9:.1f} GB/s read\n")
+    print("| call | dtype | library | original | keyfold | ratio | of the limit |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, (heads, kv_heads, q_len, kv_len) in CALLS.items():
         keys = (1, kv_heads, kv_len, HEAD_DIM)
         sizes = [(1, heads, q_len, HEAD_DIM), keys, keys]
+        least = 4 * HEAD_DIM * heads * q_len * kv_len / peak
         for dtype in DTYPES:
+            moved = 2 * HEAD_DIM * kv_heads * kv_len * getattr(torch, dtype).itemsize
             for library, make in (("PyTorch", torch_calls), ("MLX", mlx_calls)):
                 with torch.inference_mode():
                     original, ours = medians(make(sizes, dtype), rounds)
                 print(
                     f"| {name} | {dtype} | {library} | {1e3 * original:.3g} ms | "
-                    f"{1e3 * ours:.3g} ms | {original / ours:.2f} |",
+                    f"{1e3 * ours:.3g} ms | {original / ours:.2f} | "
+                    f"{max(least, moved / bandwidth) / ours:.0%} |",
                     flush=True,
                 )
 
