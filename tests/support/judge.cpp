@@ -41,7 +41,8 @@ class Errors {
     if (count_ == 0) return "";
     const double n = static_cast<double>(count_), unit = rounding_unit(dtype_);
     const double rms = std::sqrt(square_ / n), naive_rms = std::sqrt(naive_square_ / n);
-    const double floor = unit * magnitude_ + noise_;
+    // Of n errors of one typical size the largest is about sqrt(2 ln n) times as large.
+    const double floor = unit * magnitude_ + noise_ * std::max(1.0, std::sqrt(2 * std::log(n)));
     const double rms_floor = unit * std::sqrt(exact_square_ / n) + std::sqrt(noise_square_ / n);
     // Written so that NaN fails.
     if (largest_ <= 2 * naive_largest_ + floor && rms <= 2 * naive_rms + rms_floor) return "";

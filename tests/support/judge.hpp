@@ -12,7 +12,7 @@ namespace keyfold::test {
 /// - are written everywhere and nothing but their elements is;
 /// - hold Inf and NaN exactly where `exact` does;
 /// - have an error, as the largest difference and as the root mean square, of at most twice that of
-///   `plain` plus Rows::out_noise and half a unit in the last place of the dtype.
+///   `plain` plus Rows::out_noise (of the largest of many: more) and half a unit in the last place.
 testing::AssertionResult right(const Tensor& out, const Tensor* lse, const std::vector<RowId>& rows,
                                const Rows& exact, const Rows& plain);
 
