@@ -5,6 +5,9 @@
 #include <mutex>
 
 #include "cpu/backend.hpp"
+#ifdef KEYFOLD_VULKAN
+#include "vulkan/backend.hpp"
+#endif
 
 namespace keyfold::core {
 namespace {
@@ -12,12 +15,26 @@ namespace {
 struct Registry {
   std::mutex mutex;
   std::vector<std::shared_ptr<Backend>> all{cpu::make_backend()};
+  std::once_flag gpus;
 };
 
 Registry& registry() {
   // Never destroyed: a thread may still compute while the process exits.
   static auto& instance = *new Registry;
   return instance;
+}
+
+/// Loads drivers, which takes a while: only when a GPU may be meant.
+void register_gpus() {
+#ifdef KEYFOLD_VULKAN
+  for (auto& backend : vulkan::make_backends()) register_backend(std::move(backend));
+#endif
+}
+
+std::vector<std::shared_ptr<Backend>> registered() {
+  Registry& r = registry();
+  const std::lock_guard lock(r.mutex);
+  return r.all;
 }
 
 }  // namespace
@@ -31,21 +48,28 @@ void register_backend(std::shared_ptr<Backend> backend) {
 }
 
 std::vector<std::shared_ptr<Backend>> backends() {
-  Registry& r = registry();
-  const std::lock_guard lock(r.mutex);
-  return r.all;
+  std::call_once(registry().gpus, [] { register_gpus(); });
+  return registered();
 }
 
 std::shared_ptr<Backend> select_backend(const Settings& settings, const Problem& problem) {
   std::string reasons, names;
-  for (const auto& backend : backends()) {
-    const std::string name = backend->device().backend;
-    names += (names.empty() ? "" : ", ") + name;
-    if (settings.backend && *settings.backend != name) continue;
-    const std::string reason = backend->unsupported(problem);
-    if (reason.empty()) return backend;
-    reasons += (reasons.empty() ? "" : "; ") + name + ": " + reason;
-  }
+  const auto find = [&](const auto& list) -> std::shared_ptr<Backend> {
+    reasons.clear();
+    names.clear();
+    for (const auto& backend : list) {
+      const std::string name = backend->device().backend;
+      names += (names.empty() ? "" : ", ") + name;
+      if (settings.backend && *settings.backend != name) continue;
+      const std::string reason = backend->unsupported(problem);
+      if (reason.empty()) return backend;
+      reasons += (reasons.empty() ? "" : "; ") + name + ": " + reason;
+    }
+    return nullptr;
+  };
+  // Drivers are not loaded where none is needed.
+  if (auto found = find(registered())) return found;
+  if (auto found = find(backends())) return found;
   if (reasons.empty()) {
     throw InvalidArgument(settings.backend_source, "expected one of " + names + ", got '" +
                                                        settings.backend.value_or("") + "'");

@@ -17,17 +17,16 @@ struct Params {
   Address partial_o = 0, partial_ml = 0;
   Address batches = 0;
   float scale = 1, softcap = 0;
-  std::int32_t window_left = 0, window_right = 0;
   std::uint32_t heads = 1, kv_heads = 1;
   std::uint32_t block_group = 0, block_indices = 0;
   std::uint32_t group = 0, index_begin = 0, index_end = 0;
   std::uint32_t num_keys = 0, split = 0, num_splits = 0;
 };
-static_assert(sizeof(Params) == 19 * 8 + 14 * 4);
+static_assert(sizeof(Params) == 19 * 8 + 12 * 4);
 
-/// Where the rows and keys of a batch entry stand, relative to the chunk's first key.
+/// The keys that the rows of a batch entry see.
 struct Batch {
-  std::int32_t offset = 0, limit = 0;
+  std::int32_t first = 0, last = 0, limit = 0;
 };
 
 }  // namespace keyfold::vulkan

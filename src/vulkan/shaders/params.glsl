@@ -31,8 +31,6 @@ layout(buffer_reference, scalar, buffer_reference_align = 8) readonly buffer Par
   uint64_t batches;     // Batch [batch]
   float scale;          // on q.k; with a softcap: scale / softcap
   float softcap;
-  int window_left;      // keys before the row's position, at most 2^30
-  int window_right;     // keys after it, at most 2^30; causal is 0
   uint heads;           // query heads in a group
   uint kv_heads;        // groups in a batch entry
   uint block_group;     // the block's first group, absolute
@@ -45,10 +43,12 @@ layout(buffer_reference, scalar, buffer_reference_align = 8) readonly buffer Par
   uint num_splits;      // splits of the wave
 };
 
-// Where the rows and keys of a batch entry stand, relative to the chunk's first key.
+// The keys that the rows of a batch entry see: row r of the block sees [r + first, r + last), inside
+// [0, limit). Counted from the chunk's first key; first and last within +-2^30.
 struct Batch {
-  int offset;  // position of the block's first row, within +-2^30
-  int limit;   // keys at or behind it are never read; 0 to num_keys
+  int first;
+  int last;
+  int limit;  // keys at or behind it are never read; 0 to num_keys
 };
 layout(buffer_reference, scalar, buffer_reference_align = 8) readonly buffer Batches { Batch at[]; };
 

@@ -1,0 +1,113 @@
+// The Vulkan backend's face to the core.
+#include "vulkan/backend.hpp"
+
+#include <string>
+#include <utility>
+
+#include "vulkan/errors.hpp"
+#include "vulkan/gpu.hpp"
+#include "vulkan/run.hpp"
+
+namespace keyfold::vulkan {
+namespace {
+
+constexpr std::int64_t kMaxDim = 576;
+
+std::string type_name(vk::PhysicalDeviceType type) {
+  switch (type) {
+    case vk::PhysicalDeviceType::eDiscreteGpu: return "discrete GPU";
+    case vk::PhysicalDeviceType::eIntegratedGpu: return "integrated GPU";
+    case vk::PhysicalDeviceType::eVirtualGpu: return "virtual GPU";
+    default: return "software GPU";
+  }
+}
+
+/// What the system is known to do to long jobs of this driver.
+[[maybe_unused]] std::string watchdog_of(vk::DriverId driver) {
+#if defined(_WIN32)
+  return "Windows ends a GPU task after 2 s (TDR)";
+#elif defined(__APPLE__)
+  return "macOS ends a command buffer after about 5 s";
+#else
+  switch (driver) {
+    case vk::DriverId::eMesaRadv:
+    case vk::DriverId::eAmdOpenSource:
+    case vk::DriverId::eAmdProprietary: return "Linux amdgpu ends a job after 2 s (lockup_timeout)";
+    case vk::DriverId::eIntelOpenSourceMESA: return "Linux i915 and xe end a job that does not yield";
+    case vk::DriverId::eNvidiaProprietary:
+      return "the NVIDIA driver ends a job after some seconds where a display is attached";
+    default: return "";
+  }
+#endif
+}
+
+class VulkanBackend : public core::Backend {
+ public:
+  VulkanBackend(std::string name, std::shared_ptr<const Instance> instance,
+                vk::raii::PhysicalDevice physical)
+      : name_(std::move(name)), gpu_(std::move(instance), std::move(physical)) {}
+
+  DeviceInfo device() const override {
+    const Traits& t = gpu_.traits();
+    return {.backend = name_,
+            .name = t.name,
+            .kernel = "scalar",
+            .kernels = {"scalar"},
+            .num_threads = 0,
+            .memory_bytes = t.memory_bytes,
+            .max_head_dim = kMaxDim,
+            .dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16}};
+  }
+
+  std::string unsupported(const core::Problem& problem) const override {
+    if (problem.shape.head_dim <= kMaxDim && problem.shape.value_dim <= kMaxDim) return {};
+    return "head_dim " + std::to_string(problem.shape.head_dim) + " and value_dim " +
+           std::to_string(problem.shape.value_dim) + " exceed " + std::to_string(kMaxDim);
+  }
+
+  core::KernelInfo kernel(const core::Problem& problem) const override {
+    const std::int64_t tile = Shapes(problem, gpu_.traits()).tile_rows();
+    const bool discrete = gpu_.traits().type == vk::PhysicalDeviceType::eDiscreteGpu;
+    const bool software = type_name(gpu_.traits().type) == "software GPU";
+    return {.name = "scalar",
+            .split_len = Shapes::split_len(problem),
+            .row_align = std::max<std::int64_t>(1, tile / problem.group_size()),
+            .max_in_flight = static_cast<int>(kFrames),
+            .first_dispatch_flops = software ? 2e7 : 2e8,
+            .flops_per_second = discrete ? 1e13 : software ? 1e10 : 5e11,
+            .checkpoint_seconds = 1};
+  }
+
+  std::int64_t scratch_bytes(const core::Problem& problem, std::int64_t groups, std::int64_t rows,
+                             int) const override {
+    return layout(problem).total(groups, rows);
+  }
+
+  std::unique_ptr<core::Run> begin(const core::Problem& problem, const core::Block& block,
+                                   int num_threads) override {
+    return std::make_unique<VulkanRun>(gpu_, problem, block, num_threads);
+  }
+
+ private:
+  Layout layout(const core::Problem& problem) const {
+    return {problem, Shapes(problem, gpu_.traits()).tile_rows(), gpu_.traits().shared_memory};
+  }
+
+  std::string name_;
+  Gpu gpu_;
+};
+
+}  // namespace
+
+std::vector<std::shared_ptr<core::Backend>> make_backends() {
+  std::vector<std::shared_ptr<core::Backend>> all;
+  const std::shared_ptr<const Instance> instance = Instance::open();
+  if (!instance) return all;
+  for (vk::raii::PhysicalDevice& physical : instance->devices()) {
+    std::string name = all.empty() ? "vulkan" : "vulkan:" + std::to_string(all.size());
+    all.push_back(std::make_shared<VulkanBackend>(std::move(name), instance, std::move(physical)));
+  }
+  return all;
+}
+
+}  // namespace keyfold::vulkan

@@ -1,0 +1,48 @@
+// Making a logical device.
+#include "vulkan/device.hpp"
+
+#include <vector>
+
+namespace keyfold::vulkan {
+namespace {
+
+vk::raii::Device make_device(const vk::raii::PhysicalDevice& physical, const Traits& traits) {
+  constexpr float kPriority = 1;
+  const vk::DeviceQueueCreateInfo queue({}, traits.queue_family, 1, &kPriority);
+  std::vector<const char*> extensions;
+  if (traits.portability) extensions.push_back("VK_KHR_portability_subset");
+
+  vk::PhysicalDeviceFeatures2 features;
+  features.features.shaderInt64 = true;
+  vk::PhysicalDeviceVulkan12Features more;
+  more.timelineSemaphore = more.bufferDeviceAddress = more.scalarBlockLayout = true;
+  features.pNext = &more;
+  vk::PhysicalDeviceSubgroupSizeControlFeatures sizes;
+  if (traits.pins_subgroup_size) {
+    sizes.subgroupSizeControl = sizes.computeFullSubgroups = true;
+    more.pNext = &sizes;
+    extensions.push_back(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME);
+  }
+  vk::DeviceCreateInfo info({}, queue, {}, extensions);
+  info.pNext = &features;
+  return {physical, info};
+}
+
+}  // namespace
+
+Device::Device(const vk::raii::PhysicalDevice& physical, const Traits& traits)
+    : traits_(traits),
+      device_(make_device(physical, traits)),
+      queue_(device_, traits.queue_family, 0),
+      buffers_(physical, device_),
+      pipelines_(traits_, physical, device_) {}
+
+void Device::submit(vk::CommandBuffer commands, vk::Semaphore timeline, std::uint64_t value) {
+  const vk::TimelineSemaphoreSubmitInfo values({}, value);
+  vk::SubmitInfo info({}, {}, commands, timeline);
+  info.pNext = &values;
+  const std::lock_guard lock(queue_mutex_);
+  queue_.submit(info);
+}
+
+}  // namespace keyfold::vulkan

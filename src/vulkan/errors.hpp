@@ -1,0 +1,45 @@
+// Vulkan's errors as keyfold's.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "core/backend.hpp"
+#include "vulkan/gpu.hpp"
+
+namespace keyfold::vulkan {
+
+/// body() while a run begins: nothing is lost yet when the memory does not suffice.
+template <class Body>
+decltype(auto) guard_begin(const Body& body) {
+  try {
+    return body();
+  } catch (const vk::OutOfDeviceMemoryError&) {
+    throw RunError(ErrorCode::kOutOfMemory, "the GPU has no memory left for this call's scratch");
+  } catch (const vk::OutOfHostMemoryError&) {
+    throw RunError(ErrorCode::kOutOfMemory, "the GPU's driver has no host memory left");
+  } catch (const vk::DeviceLostError& e) {
+    throw core::DeviceLost(std::string("Vulkan: ") + e.what());
+  } catch (const vk::Error& e) {
+    throw RunError(ErrorCode::kDeviceFailure, std::string("Vulkan: ") + e.what());
+  }
+}
+
+/// body() while a run goes on. After a loss, or when memory runs out in the middle, the device is
+/// given up: the next one is made anew.
+template <class Body>
+decltype(auto) guard_run(Gpu& gpu, const std::shared_ptr<Device>& device, const Body& body) {
+  try {
+    return body();
+  } catch (const vk::DeviceLostError& e) {
+    gpu.give_up(device);
+    throw core::DeviceLost(std::string("Vulkan: ") + e.what());
+  } catch (const vk::OutOfDeviceMemoryError& e) {
+    gpu.give_up(device);
+    throw core::DeviceLost(std::string("Vulkan: ") + e.what());
+  } catch (const vk::Error& e) {
+    throw RunError(ErrorCode::kDeviceFailure, std::string("Vulkan: ") + e.what());
+  }
+}
+
+}  // namespace keyfold::vulkan

@@ -1,0 +1,22 @@
+// The end of a run, on the host: state to output.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "core/backend.hpp"
+
+namespace keyfold::vulkan {
+
+/// The state of a block's rows: o [groups][rows * heads][padded_value_dim], ml [groups][rows *
+/// heads] pairs (m, l).
+struct HostState {
+  std::vector<float> o, ml;
+  std::int64_t padded_value_dim = 0;
+};
+
+/// Normalises, sinks included, and writes the block's rows; on the threads of the caller's arena.
+void write_rows(const core::Problem& problem, const core::Block& block, const HostState& state,
+                const MutableTensorView& out, const std::optional<MutableTensorView>& lse);
+
+}  // namespace keyfold::vulkan

@@ -1,0 +1,43 @@
+// The keys and values of a chunk where a kernel can read them: copied from the host into one of two
+// windows.
+#pragma once
+
+#include <array>
+#include <memory>
+
+#include "core/backend.hpp"
+#include "vulkan/device.hpp"
+#include "vulkan/layout.hpp"
+
+namespace keyfold::vulkan {
+
+class Keys {
+ public:
+  Keys(std::shared_ptr<Device> device, const Layout& layout, const core::Block& block);
+
+  /// Keys that a window holds of all groups of the block, in whole splits.
+  std::int64_t max_keys() const { return max_keys_; }
+
+  /// Fills in where the chunk's keys are; copies them on the host's side first, unless the last
+  /// chunk had the same. One chunk may be in flight.
+  void place(const core::Problem& problem, const ChunkBox& box, const core::KeySource& source,
+             Params& params);
+  /// Copies them on to the device, where that is another memory.
+  void record(const vk::raii::CommandBuffer& commands) const;
+
+ private:
+  struct Window {
+    BufferLease upload, keys;
+    ChunkBox box{0, 0, 0, 0, 0, 0};  // of what it holds
+    std::int64_t bytes = 0;
+  };
+  bool holds(const Window& window, const ChunkBox& box) const;
+
+  const Layout& layout_;
+  std::int64_t max_keys_ = 0;
+  std::array<Window, kFrames> windows_;
+  std::size_t current_ = 0;
+  bool fresh_ = false;  // the current window was filled by the last place()
+};
+
+}  // namespace keyfold::vulkan

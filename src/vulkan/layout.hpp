@@ -1,0 +1,75 @@
+// The memory of a run, laid out once: its size depends on the rows, never on the number of keys.
+#pragma once
+
+#include <algorithm>
+
+#include "core/backend.hpp"
+#include "vulkan/shapes.hpp"
+
+namespace keyfold::vulkan {
+
+inline constexpr std::int64_t kBusyTiles = 512;   ///< workgroups that keep a large device busy
+inline constexpr std::int64_t kFrames = 2;        ///< submissions in flight
+inline constexpr std::int64_t kMinWindow = 4 << 20, kMaxWindow = 32 << 20;
+inline constexpr std::int64_t kTransferBytes = 8 << 20;
+
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+/// Sizes in bytes, for a block of `groups` x `rows`.
+struct Layout {
+  const core::Problem& problem;
+  std::int64_t tile_rows;  ///< rows of a workgroup
+  bool shared_memory;      ///< the host writes the device's memory
+
+  std::int64_t element() const { return size_of(problem.shape.dtype); }
+  std::int64_t k_pitch() const { return round_up(problem.shape.head_dim * element(), 16); }
+  std::int64_t v_pitch() const { return round_up(problem.shape.value_dim * element(), 16); }
+  std::int64_t padded_head_dim() const { return k_pitch() / element(); }
+  std::int64_t padded_value_dim() const { return v_pitch() / element(); }
+  std::int64_t split_len() const { return Shapes::split_len(problem); }
+
+  std::int64_t states(std::int64_t groups, std::int64_t rows) const {
+    return groups * rows * problem.group_size();
+  }
+  std::int64_t q(std::int64_t states) const { return states * k_pitch(); }
+  std::int64_t o(std::int64_t states) const { return states * padded_value_dim() * 4; }
+  std::int64_t ml(std::int64_t states) const { return states * 8; }
+  /// Partial states that wait to be merged: at least one split of one group.
+  std::int64_t partial_rows(std::int64_t rows) const {
+    const std::int64_t indices = rows * problem.group_size();
+    return std::max(indices, kBusyTiles * std::min(indices, tile_rows));
+  }
+  /// Keys and values of a window that every group of a chunk needs.
+  std::int64_t key_bytes(std::int64_t groups) const { return groups * (k_pitch() + v_pitch()); }
+  /// One of the two windows into which host keys are copied.
+  std::int64_t window(std::int64_t groups, std::int64_t rows) const {
+    const std::int64_t likely = 2 * o(states(groups, rows));
+    return std::max(key_bytes(groups) * split_len(), std::clamp(likely, kMinWindow, kMaxWindow));
+  }
+  /// Mask bytes of one key, of all the rows and heads of a block.
+  std::int64_t mask_key_bytes(std::int64_t groups, std::int64_t rows) const {
+    if (!problem.mask) return 0;
+    const Dims& strides = problem.mask->strides;
+    const std::int64_t batches =
+        strides[0] == 0 ? 1 : std::min(problem.shape.batch, ceil_div(groups, problem.shape.num_kv_heads) + 1);
+    const std::int64_t heads =
+        strides[1] == 0 ? 1
+        : groups == 1   ? problem.group_size()
+                        : problem.shape.num_heads;
+    return batches * heads * (strides[2] == 0 ? 1 : rows) * size_of(problem.mask->dtype);
+  }
+  std::int64_t mask(std::int64_t groups, std::int64_t rows) const {
+    if (!problem.mask) return 0;
+    const std::int64_t split = split_len() * mask_key_bytes(groups, rows);
+    return std::max(split, std::min<std::int64_t>(8 * split, kMinWindow));
+  }
+  std::int64_t total(std::int64_t groups, std::int64_t rows) const {
+    const std::int64_t n = states(groups, rows), p = partial_rows(rows);
+    const std::int64_t copies = shared_memory ? 1 : 2;  // on the host's side and on the device's
+    return copies * (q(n) + kFrames * (window(groups, rows) + mask(groups, rows))) + o(n) +
+           2 * ml(n) + o(p) + ml(p) + kTransferBytes;
+  }
+};
+
+}  // namespace keyfold::vulkan
