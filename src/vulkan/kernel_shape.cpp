@@ -1,0 +1,116 @@
+#include "vulkan/kernel_shape.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <stdexcept>
+
+namespace keyfold::vulkan {
+namespace {
+
+constexpr std::uint32_t kVec4Bytes = 16;
+constexpr std::uint32_t kDecodeRegisters = 64;  // floats of q, or of the output, in a thread
+
+std::uint32_t ceil_div(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
+
+struct Dims {
+  explicit Dims(const ShapeQuery& query)
+      : elements(query.dtype == DType::kFloat32 ? 4 : 8),
+        head_words(padded_dim(query.dtype, query.head_dim) / elements),
+        value_words(padded_dim(query.dtype, query.value_dim) / elements),
+        value_vecs(value_words * elements / 4) {}
+  std::uint32_t elements;  ///< in a 16-byte word
+  std::uint32_t head_words, value_words, value_vecs;
+};
+
+/// As attend.comp declares it.
+std::uint32_t shared_bytes(const AttendShape& s, std::uint32_t elements) {
+  const std::uint32_t stage = s.slice_words * elements * (s.rows() + s.keys()) / 4;
+  const std::uint32_t weights = s.keys() * s.rows() / 4;
+  const std::uint32_t values = s.slice_keys * s.groups * s.tx;
+  return (std::max(stage, weights) + values) * kVec4Bytes + s.rows() * 8 + 4;
+}
+
+/// As decode.comp declares it.
+std::uint32_t shared_bytes(const DecodeShape& s, const Dims& dims) {
+  const std::uint32_t parts = ceil_div(dims.value_words, s.value_lanes) * dims.elements / 4;
+  return s.row_limit * kDecodeSplitLen * 4 + s.subgroups * s.value_lanes * parts * kVec4Bytes +
+         s.row_limit * 16 + 4;
+}
+
+/// Lanes that share a row of `words` words.
+std::uint32_t lanes_for(std::uint32_t words, std::uint32_t subgroup_size) {
+  return std::min(std::bit_ceil(words), subgroup_size);
+}
+
+}  // namespace
+
+std::uint32_t padded_dim(DType dtype, std::int64_t dim) {
+  const auto elements = static_cast<std::uint32_t>(16 / size_of(dtype));
+  return ceil_div(static_cast<std::uint32_t>(dim), elements) * elements;
+}
+
+AttendShape attend_shape(const ShapeQuery& query) {
+  const Dims dims(query);
+  const bool large = query.subgroup_size >= 32 && query.max_shared_bytes >= 48 * 1024;
+  // Accumulators of scores and of outputs have to stay in registers together.
+  AttendShape s;
+  if (large && dims.value_vecs <= 32 && query.max_workgroup_invocations >= 128) {
+    s = {.ty = 8, .tx = 16, .tr = 8, .tc = 8};
+  } else if (large && dims.value_vecs <= 64 && query.max_workgroup_invocations >= 256) {
+    s = {.ty = 16, .tx = 16, .tr = 4, .tc = 8};
+  } else if (large && query.max_workgroup_invocations >= 512) {
+    s = {.ty = 16, .tx = 32, .tr = 4, .tc = 4};
+  } else {
+    s = {.ty = 8, .tx = std::bit_floor(std::min(query.subgroup_size, 16u)), .tr = 4, .tc = 4};
+  }
+  s.groups = ceil_div(dims.value_vecs, s.tx);
+  s.slice_words = 4;
+  s.slice_keys = std::min(8u, s.keys());
+  const auto too_large = [&] {
+    s.shared_bytes = shared_bytes(s, dims.elements);
+    return s.shared_bytes > query.max_shared_bytes;
+  };
+  while (too_large() && s.slice_keys > 4) s.slice_keys /= 2;
+  while (too_large() && s.slice_words > 1) s.slice_words /= 2;
+  while (too_large() && s.ty > 1) s.ty /= 2;
+  if (too_large() || s.workgroup() > query.max_workgroup_invocations) {
+    throw std::invalid_argument("the prefill kernel needs more shared memory or threads");
+  }
+  return s;
+}
+
+DecodeShape decode_shape(const ShapeQuery& query) {
+  const Dims dims(query);
+  DecodeShape s;
+  s.subgroup_size = query.subgroup_size;
+  s.subgroups = std::clamp(query.max_workgroup_invocations / query.subgroup_size, 1u, 4u);
+  s.head_lanes = lanes_for(dims.head_words, query.subgroup_size);
+  s.value_lanes = lanes_for(dims.value_words, query.subgroup_size);
+  const std::uint32_t per_row = dims.elements * std::max(ceil_div(dims.head_words, s.head_lanes),
+                                                         ceil_div(dims.value_words, s.value_lanes));
+  s.row_limit = 8;
+  const auto too_large = [&] {
+    s.shared_bytes = shared_bytes(s, dims);
+    return s.shared_bytes > query.max_shared_bytes;
+  };
+  while (s.row_limit > 1 && (s.row_limit * per_row > kDecodeRegisters || too_large())) {
+    s.row_limit /= 2;
+  }
+  while (too_large() && s.subgroups > 1) s.subgroups /= 2;
+  if (too_large()) throw std::invalid_argument("the decode kernel needs more shared memory");
+  return s;
+}
+
+std::uint32_t DecodeShape::rows(std::int64_t num_indices) const {
+  const auto wanted = static_cast<std::uint32_t>(std::min<std::int64_t>(num_indices, row_limit));
+  return std::bit_ceil(std::max(wanted, 1u));
+}
+
+MergeShape merge_shape(const ShapeQuery& query) {
+  MergeShape s;
+  s.threads = std::min(64u, query.max_workgroup_invocations);
+  s.rows = std::max(1u, s.threads / Dims(query).value_vecs);
+  return s;
+}
+
+}  // namespace keyfold::vulkan

@@ -1,0 +1,76 @@
+// How the compute kernels are shaped for a device: the specialization constants from 16 on.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "keyfold/tensor.hpp"
+
+namespace keyfold::vulkan {
+
+/// What a shape depends on. Nothing else of the call or the device may enter: shapes decide the
+/// order of sums, and so the bits of results.
+struct ShapeQuery {
+  DType dtype = DType::kFloat32;
+  std::int64_t head_dim = 0;
+  std::int64_t value_dim = 0;
+  std::uint32_t subgroup_size = 0;  ///< that every kernel is to be run with
+  std::uint32_t max_shared_bytes = 0;
+  std::uint32_t max_workgroup_invocations = 0;
+};
+
+/// Elements of a row as it is stored: `dim` padded to whole 16-byte words.
+std::uint32_t padded_dim(DType dtype, std::int64_t dim);
+
+/// Keys of a split of the prefill and of the decode kernel: constants, as bits depend on them.
+inline constexpr std::uint32_t kPrefillSplitLen = 1024;
+inline constexpr std::uint32_t kDecodeSplitLen = 512;
+
+/// shaders/attend.comp. A workgroup is `ty` x `tx` threads of `tr` rows x `tc` keys.
+struct AttendShape {
+  std::uint32_t ty = 0, tx = 0, tr = 0, tc = 0;
+  std::uint32_t groups = 0;       ///< of four columns of the output in a thread
+  std::uint32_t slice_words = 0;  ///< 16-byte words of a row of q and k in shared memory
+  std::uint32_t slice_keys = 0;   ///< rows of v in shared memory
+  std::uint32_t shared_bytes = 0;
+
+  std::uint32_t workgroup() const { return ty * tx; }
+  std::uint32_t rows() const { return ty * tr; }  ///< of a workgroup
+  std::uint32_t keys() const { return tx * tc; }  ///< of a tile
+  /// Constants 16, 17, ...; the last is kPartial.
+  std::vector<std::uint32_t> constants(bool partial) const {
+    return {ty, tx, tr, tc, groups, slice_words, slice_keys, partial ? 1u : 0u};
+  }
+};
+
+/// shaders/decode.comp. `row_limit` is the most rows of a workgroup; fewer give the same bits.
+struct DecodeShape {
+  std::uint32_t subgroups = 0, subgroup_size = 0;
+  std::uint32_t row_limit = 0;  ///< a power of two
+  std::uint32_t head_lanes = 0, value_lanes = 0;
+  std::uint32_t shared_bytes = 0;  ///< with row_limit rows
+
+  std::uint32_t workgroup() const { return subgroups * subgroup_size; }
+  /// Rows of a workgroup for a call with `num_indices` rows of a group.
+  std::uint32_t rows(std::int64_t num_indices) const;
+  /// Constants 16, 17, ...; `rows` is a power of two, at most row_limit.
+  std::vector<std::uint32_t> constants(std::uint32_t rows) const {
+    return {subgroups, subgroup_size, rows, head_lanes, value_lanes};
+  }
+};
+
+/// shaders/merge.comp.
+struct MergeShape {
+  std::uint32_t threads = 0;
+  std::uint32_t rows = 0;  ///< of a workgroup
+
+  std::uint32_t workgroup() const { return threads; }
+  std::vector<std::uint32_t> constants() const { return {threads}; }
+};
+
+/// Each throws std::invalid_argument if even the smallest shape needs more than the device has.
+AttendShape attend_shape(const ShapeQuery& query);
+DecodeShape decode_shape(const ShapeQuery& query);
+MergeShape merge_shape(const ShapeQuery& query);
+
+}  // namespace keyfold::vulkan
