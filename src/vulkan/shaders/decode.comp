@@ -1,8 +1,8 @@
 #version 460
 #extension GL_GOOGLE_include_directive : require
 // Decode: few rows of one group against one split of keys; gives partial states for merge.comp.
-// K and V go straight from memory to registers, 16 bytes a lane; lanes side by side share a key. The
-// order of every sum is fixed by the split and the constants, and is the same for each kRows.
+// K and V go straight from memory to registers, 16 bytes a lane; lanes side by side share a key.
+// The order of every sum is fixed by the split and the constants, and is the same for each kRows.
 #include "common.glsl"
 
 layout(constant_id = 16) const uint kSubgroups = 4;
@@ -32,6 +32,7 @@ ivec2 t_range;  // keys of the split that any row sees
 vec4 t_q[kRows * kHeadPer * kVecs];
 float t_x[kItems];
 vec4 t_o[kRows * kValueParts];
+uvec4 t_k[kBatch * kHeadPer], t_v[kValueBatch * kValuePer];  // loaded ahead
 
 void load_q(uint group, uint lane) {
   [[unroll]] for (uint r = 0; r < kRows; ++r) {
@@ -48,9 +49,9 @@ void load_q(uint group, uint lane) {
   }
 }
 
-// Adds t_x over the lanes that share a key. Where a lane holds several items, it gives half of them
-// away and keeps the other half; the tree of an item's sum is the same either way. Returns the first
-// item that is left in this lane, of kItems / kHeadLanes or one.
+// Adds t_x over the lanes that share a key. Where a lane holds several items, it gives half of
+// them away and keeps the other half; the tree of an item's sum is the same either way. Returns the
+// first item that is left in this lane, of kItems / kHeadLanes or one.
 uint reduce_items(uint lane) {
   uint first = 0;
   [[unroll]] for (uint step = 0; step < 7; ++step) {
@@ -73,24 +74,32 @@ uint reduce_items(uint lane) {
   return first;
 }
 
-// Scores of the keys of the split that begin at `from`, in steps of kHeadStep.
+// The words of this lane of the keys that begin at `step`; 0 outside the range.
+void load_keys(uint64_t k, int step) {
+  const uint lane = t_id % kHeadLanes;
+  [[unroll]] for (uint i = 0; i < kBatch; ++i) {
+    const int key = step + int(t_id / kHeadLanes * kBatch + i);
+    [[unroll]] for (uint j = 0; j < kHeadPer; ++j) {
+      const uint w = j * kHeadLanes + lane;
+      t_k[i * kHeadPer + j] = uvec4(0);
+      if (key >= t_range.x && key < t_range.y && w < kHeadWords) {
+        t_k[i * kHeadPer + j] = load_words(k + int64_t(key) * params.k_key + 16 * w);
+      }
+    }
+  }
+}
+
+// Scores of the keys of the split that begin at `from`, in steps of kHeadStep. k and v point at the
+// split's first key.
 void score_keys(uint64_t k, uint batch_index, uint group, int split_begin, int from) {
   const uint lane = t_id % kHeadLanes;
   const int stream = int(t_id / kHeadLanes * kBatch);
   const uint kLeft = kItems / kHeadLanes > 0 ? kItems / kHeadLanes : 1;
   uvec4 words[kBatch * kHeadPer];
+  load_keys(k, from);
   [[dont_unroll]] for (int step = from; step < t_range.y; step += int(kHeadStep)) {
-    [[unroll]] for (uint i = 0; i < kBatch; ++i) {
-      const int key = step + stream + int(i);
-      [[unroll]] for (uint j = 0; j < kHeadPer; ++j) {
-        const uint w = j * kHeadLanes + lane;
-        words[i * kHeadPer + j] = uvec4(0);
-        if (key >= t_range.x && key < t_range.y && w < kHeadWords) {
-          words[i * kHeadPer + j] =
-              load_words(k + int64_t(split_begin + key) * params.k_key + 16 * w);
-        }
-      }
-    }
+    [[unroll]] for (uint i = 0; i < kBatch * kHeadPer; ++i) words[i] = t_k[i];
+    load_keys(k, step + int(kHeadStep));  // on their way while these are multiplied
     [[unroll]] for (uint i = 0; i < kItems; ++i) t_x[i] = 0.0;
     [[unroll]] for (uint i = 0; i < kBatch; ++i) {
       [[unroll]] for (uint j = 0; j < kHeadPer; ++j) {
@@ -156,25 +165,28 @@ void soften(int from) {
   }
 }
 
-// t_o = weights times values; `exact` passes over weights of 0.
-void weigh(uint64_t v, int split_begin, bool exact) {
+void load_values(uint64_t v, int step) {
   const uint lane = t_id % kValueLanes;
+  [[unroll]] for (uint i = 0; i < kValueBatch; ++i) {
+    const int key = step + int(t_id / kValueLanes * kValueBatch + i);
+    [[unroll]] for (uint j = 0; j < kValuePer; ++j) {
+      const uint w = j * kValueLanes + lane;
+      t_v[i * kValuePer + j] = uvec4(0);
+      if (key >= t_range.x && key < t_range.y && w < kValueWords) {
+        t_v[i * kValuePer + j] = load_words(v + int64_t(key) * params.v_key + 16 * w);
+      }
+    }
+  }
+}
+
+// t_o = weights times values; `exact` passes over weights of 0. t_v holds the first values.
+void weigh(uint64_t v, int from, bool exact) {
   const int stream = int(t_id / kValueLanes * kValueBatch);
   [[unroll]] for (uint i = 0; i < kRows * kValueParts; ++i) t_o[i] = vec4(0);
   uvec4 words[kValueBatch * kValuePer];
-  const int from = t_range.x / int(kValueStep) * int(kValueStep);
   [[dont_unroll]] for (int step = from; step < t_range.y; step += int(kValueStep)) {
-    [[unroll]] for (uint i = 0; i < kValueBatch; ++i) {
-      const int key = step + stream + int(i);
-      [[unroll]] for (uint j = 0; j < kValuePer; ++j) {
-        const uint w = j * kValueLanes + lane;
-        words[i * kValuePer + j] = uvec4(0);
-        if (key >= t_range.x && key < t_range.y && w < kValueWords) {
-          words[i * kValuePer + j] =
-              load_words(v + int64_t(split_begin + key) * params.v_key + 16 * w);
-        }
-      }
-    }
+    [[unroll]] for (uint i = 0; i < kValueBatch * kValuePer; ++i) words[i] = t_v[i];
+    load_values(v, step + int(kValueStep));
     [[unroll]] for (uint i = 0; i < kValueBatch; ++i) {
       const int key = step + stream + int(i);
       if (key < t_range.x || key >= t_range.y) continue;
@@ -212,7 +224,8 @@ bool write(uint split) {
     const vec2 ml = s_ml[r];
     if (t_first + r < params.index_end) {
       const uint64_t at = partial_index(gl_WorkGroupID.z, split, t_first + r);
-      if (t_id == 0) Vec2(params.partial_ml + 8 * at).value = ml.y != 0.0 ? ml : vec2(hidden(), -1.0);
+      const vec2 marked = ml.y != 0.0 ? ml : vec2(hidden(), -1.0);
+      if (t_id == 0) Vec2(params.partial_ml + 8 * at).value = marked;
       for (uint i = t_id; i < kValueLanes * kValueParts; i += kThreads) {
         const uint j = i / kValueLanes, w = j / kVecs * kValueLanes + i % kValueLanes;
         if (w >= kValueWords || ml.y == 0.0) continue;
@@ -253,17 +266,22 @@ void main() {
   if (t_id == 0) s_redo = 0;
   load_q(group, t_id % kHeadLanes);
   barrier();
+  const uint64_t split_k = k + int64_t(split_begin) * params.k_key;
+  const uint64_t split_v = v + int64_t(split_begin) * params.v_key;
   const int from = t_range.x / int(kHeadStep) * int(kHeadStep);
-  if (t_range.x < t_range.y) score_keys(k, batch_index, group, split_begin, from);
+  const int value_from = t_range.x / int(kValueStep) * int(kValueStep);
+  if (t_range.x < t_range.y) score_keys(split_k, batch_index, group, split_begin, from);
+  load_values(split_v, value_from);  // on their way during the softmax
   barrier();
   soften(from);
   barrier();
   bool exact = false;
   [[dont_unroll]] for (;;) {
-    weigh(v, split_begin, exact);
+    weigh(split_v, value_from, exact);
     if (write(split)) s_redo = 1;
     barrier();
     if (exact || s_redo == 0) break;
     exact = true;
+    load_values(split_v, value_from);
   }
 }

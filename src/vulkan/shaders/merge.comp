@@ -5,6 +5,8 @@
 
 layout(constant_id = 16) const uint kThreads = 64;
 
+const uint kAhead = 8;  // partial states that are loaded together
+
 // Rows of a workgroup; x is the tile of rows, z the group in the chunk.
 const uint kRows = kThreads / kValueVecs > 0 ? kThreads / kValueVecs : 1;
 const uint kLanes = kThreads / kRows;  // of a row
@@ -23,13 +25,20 @@ void main() {
     Vec4 place = Vec4(params.o + (at * kValueVecs + column) * 16);
     vec4 o = place.value;
     state = before;
-    for (uint split = 0; split < params.num_splits; ++split) {
-      const uint64_t from = partial_index(gl_WorkGroupID.z, split, index);
-      const vec2 part = Vec2(params.partial_ml + 8 * from).value;
-      const vec4 later = Vec4(params.partial_o + (from * kValueVecs + column) * 16).value;
-      if (part.y < 0.0) continue;
-      const vec2 factors = merge_factors(state, part);
-      o = merge_values(o, later, factors);
+    for (uint first = 0; first < params.num_splits; first += kAhead) {
+      vec2 part[kAhead];
+      vec4 later[kAhead];
+      [[unroll]] for (uint i = 0; i < kAhead; ++i) {
+        const uint split = min(first + i, params.num_splits - 1);
+        const uint64_t from = partial_index(gl_WorkGroupID.z, split, index);
+        part[i] = Vec2(params.partial_ml + 8 * from).value;
+        later[i] = Vec4(params.partial_o + (from * kValueVecs + column) * 16).value;
+      }
+      [[unroll]] for (uint i = 0; i < kAhead; ++i) {
+        if (first + i >= params.num_splits || part[i].y < 0.0) continue;
+        const vec2 factors = merge_factors(state, part[i]);
+        o = merge_values(o, later[i], factors);
+      }
     }
     place.value = o;
   }
