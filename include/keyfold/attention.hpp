@@ -14,6 +14,7 @@ struct Report {
   double elapsed_ms = 0;           ///< wall time of the call
   std::int64_t scratch_bytes = 0;  ///< scratch that was allocated
   std::int64_t staging_bytes = 0;  ///< copy of out and lse, when the rows came in several blocks
+  std::int64_t recoveries = 0;     ///< times that the device was lost and replaced
 };
 
 /// Exact scaled-dot-product attention over keys of any length.

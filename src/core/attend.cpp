@@ -84,9 +84,9 @@ Report scaled_dot_product_attention(const TensorView& q, const TensorView& k, co
       const auto run = session.begin(block);
       session.fold(*run, block, {k, v, 0}, {0, shape.kv_len});
       if (staging) {
-        run->finish(staging->out(), staging->lse());
+        session.finish(*run, staging->out(), staging->lse());
       } else {
-        run->finish(out, options.lse);
+        session.finish(*run, out, options.lse);
       }
     }
     Report report = session.report();

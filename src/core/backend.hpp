@@ -20,6 +20,15 @@ struct KernelInfo {
   double first_dispatch_flops =
       0;  ///< work of the first dispatch: milliseconds on a slow device of the kind
   double flops_per_second = 0;  ///< rough speed; only plan() uses it
+  /// Wall time between checkpoints of a run; 0 where a device cannot be lost, or not be replaced.
+  double checkpoint_seconds = 0;
+};
+
+/// The device is gone, with all that was in its memory. Thrown by begin() and by every function of
+/// a run; where KernelInfo::checkpoint_seconds is not 0, the core then begins anew or recovers.
+class DeviceLost : public RunError {
+ public:
+  explicit DeviceLost(const std::string& message) : RunError(ErrorCode::kDeviceFailure, message) {}
 };
 
 /// The rows whose state is in scratch together: groups [group_begin, group_end) x rows [row_begin,
@@ -56,7 +65,16 @@ class Run {
   virtual double wait() = 0;
   /// Adds the state of a run over the same block and other keys.
   virtual void merge(Run& other) = 0;
-  /// Normalises the block's rows, sinks included, and writes them to the views of the whole call.
+  /// Copies the state of all rows to the host. Nothing is in flight.
+  virtual void checkpoint() {}
+  /// After DeviceLost: makes the device anew (unless another run already has), drops what was in
+  /// flight and restores the state of the last checkpoint, or else the empty state. May throw
+  /// DeviceLost itself.
+  virtual void recover() {
+    throw RunError(ErrorCode::kDeviceFailure, "this device cannot be replaced");
+  }
+  /// Normalises the block's rows, sinks included, and writes them to the views of the whole call:
+  /// all of them, or nothing when it throws.
   virtual void finish(const MutableTensorView& out,
                       const std::optional<MutableTensorView>& lse) = 0;
 };
