@@ -42,7 +42,8 @@ struct Report {
 /// on no other batch entry.
 ///
 /// Cost: 2 * (head_dim + value_dim) flops per visible pair. Scratch is float32 state for the query
-/// rows in flight, at most RunOptions::max_scratch_bytes, whatever kv_len is. When the rows need
+/// rows in flight, at most RunOptions::max_scratch_bytes, whatever kv_len is; less, in more blocks,
+/// where memory is short. When the rows need
 /// several blocks, a staging copy of out is held too, so that out is written only on success; out
 /// may therefore alias an input.
 ///

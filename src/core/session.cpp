@@ -6,6 +6,7 @@
 #include <sstream>
 #include <string>
 
+#include "core/guard.hpp"
 #include "core/registry.hpp"
 
 namespace keyfold::core {
@@ -40,8 +41,8 @@ CutRule Session::cut_rule(std::int64_t num_keys) const {
           .whole = num_keys < settings_.chunk_threshold};
 }
 
-std::vector<Block> Session::blocks() const {
-  return plan_blocks(problem_, *backend_, settings_.max_scratch_bytes, settings_.num_threads);
+std::vector<Block> Session::blocks(std::int64_t max_scratch_bytes) const {
+  return plan_blocks(problem_, *backend_, max_scratch_bytes, settings_.num_threads);
 }
 
 std::int64_t Session::scratch_bytes(const std::vector<Block>& blocks) const {
@@ -54,7 +55,6 @@ std::int64_t Session::scratch_bytes(const std::vector<Block>& blocks) const {
 }
 
 std::unique_ptr<Run> Session::begin(const Block& block) {
-  scratch_bytes_ = std::max(scratch_bytes_, scratch_bytes({block}));
   progress_.next_row = block.row_begin;
   progress_.next_key = 0;
   block_ = block;
@@ -62,13 +62,20 @@ std::unique_ptr<Run> Session::begin(const Block& block) {
   at_.next_key = 0;
   for (;;) {
     try {
-      auto run = backend_->begin(problem_, block, settings_.num_threads);
+      auto run =
+          guard_memory([&] { return backend_->begin(problem_, block, settings_.num_threads); });
+      scratch_bytes_ = std::max(scratch_bytes_, scratch_bytes({block}));
       kept();
       return run;
     } catch (const DeviceLost& error) {
       lost(error);
     }
   }
+}
+
+void Session::start_over() {
+  scratch_bytes_ = 0;
+  at_ = {};
 }
 
 void Session::check_stop() const {

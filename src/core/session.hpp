@@ -26,10 +26,14 @@ class Session {
   /// How a range of this many keys is cut.
   CutRule cut_rule(std::int64_t num_keys) const;
   /// The row blocks of a call.
-  std::vector<Block> blocks() const;
+  std::vector<Block> blocks() const { return blocks(settings_.max_scratch_bytes); }
+  std::vector<Block> blocks(std::int64_t max_scratch_bytes) const;
   /// Scratch bytes of the largest of `blocks`.
   std::int64_t scratch_bytes(const std::vector<Block>& blocks) const;
+  /// A run in the empty state. Throws RunError(kOutOfMemory) when its scratch cannot be had.
   std::unique_ptr<Run> begin(const Block& block);
+  /// Forgets what was done, for other blocks.
+  void start_over();
 
   // A device that is lost in one of the following is replaced: the run goes back to its last
   // checkpoint, the budget is halved, and the chunks since then are run again, with the same bits.

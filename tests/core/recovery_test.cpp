@@ -89,7 +89,7 @@ class RecoveryTest : public testing::Test {
       return [act = act(place)](std::int64_t) { act(); };
     };
     Script& s = backend_.script;
-    s.on_begin = act("begin");
+    s.on_begin = [begin = act("begin")](const core::Block&) { begin(); };
     s.on_submit = dispatch("submit");
     s.on_wait = dispatch("wait");
     s.on_checkpoint = act("checkpoint");

@@ -69,7 +69,7 @@ class ScriptedRun : public core::Run {
         block_(block),
         fold_(problem, block, {0, problem.shape.kv_len}, backend.script.kernel.split_len),
         kept_(fold_) {
-    script_.on_begin();
+    script_.on_begin(block);
     ++log_.runs_begun;
     log_.most_runs_alive = std::max(log_.most_runs_alive, ++log_.runs_alive);
   }

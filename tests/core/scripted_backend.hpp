@@ -52,7 +52,7 @@ struct Script {
   std::function<void(std::int64_t index)> on_wait = [](std::int64_t) {};
   std::function<void(const core::KeySource&)> on_source = [](const core::KeySource&) {};
   std::function<void()> on_finish = [] {};
-  std::function<void()> on_begin = [] {};
+  std::function<void(const core::Block&)> on_begin = [](const core::Block&) {};
   std::function<void()> on_merge = [] {};
   std::function<void()> on_checkpoint = [] {};
   std::function<void()> on_recover = [] {};
