@@ -138,6 +138,8 @@ class AttendCommand : public Command {
     fmt::print("backend    {}, kernel {}\n", report.backend, report.kernel);
     fmt::print("time       {} in {} dispatches, longest {}\n", readable_ms(report.elapsed_ms),
                report.dispatches, readable_ms(report.longest_dispatch_ms));
+    if (report.recoveries > 0)
+      fmt::print("recovered  {} times from a lost device\n", report.recoveries);
     fmt::print("memory     {} scratch, {} staging\n", readable_bytes(report.scratch_bytes),
                readable_bytes(report.staging_bytes));
     fmt::print("written    {}{}{}\n", out_, lse_.empty() ? "" : ", ", lse_);

@@ -71,7 +71,8 @@ nlohmann::ordered_json as_json(const Report& report) {
           {"longest_dispatch_ms", report.longest_dispatch_ms},
           {"elapsed_ms", report.elapsed_ms},
           {"scratch_bytes", report.scratch_bytes},
-          {"staging_bytes", report.staging_bytes}};
+          {"staging_bytes", report.staging_bytes},
+          {"recoveries", report.recoveries}};
 }
 
 void PlotFlag::add_to(CLI::App& command, const std::string& help) {

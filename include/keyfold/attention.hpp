@@ -14,6 +14,7 @@ struct Report {
   double elapsed_ms = 0;           ///< wall time of the call
   std::int64_t scratch_bytes = 0;  ///< scratch that was allocated
   std::int64_t staging_bytes = 0;  ///< copy of out and lse, when the rows came in several blocks
+  std::int64_t recoveries = 0;     ///< times that the device was lost and replaced
 };
 
 /// Exact scaled-dot-product attention over keys of any length.
@@ -41,7 +42,8 @@ struct Report {
 /// on no other batch entry.
 ///
 /// Cost: 2 * (head_dim + value_dim) flops per visible pair. Scratch is float32 state for the query
-/// rows in flight, at most RunOptions::max_scratch_bytes, whatever kv_len is. When the rows need
+/// rows in flight, at most RunOptions::max_scratch_bytes, whatever kv_len is; less, in more blocks,
+/// where memory is short. When the rows need
 /// several blocks, a staging copy of out is held too, so that out is written only on success; out
 /// may therefore alias an input.
 ///

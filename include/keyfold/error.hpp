@@ -58,7 +58,8 @@ class KEYFOLD_API RunError : public std::runtime_error, public Error {
 /// How far a call has come; passed to the progress callback and kept by Cancelled.
 struct Progress {
   std::int64_t dispatches = 0;     ///< dispatches finished so far
-  double fraction = 0;             ///< share of the visible query-key pairs done, 0 to 1
+  double fraction = 0;             ///< share of the visible query-key pairs done, 0 to 1; goes back
+                                   ///< when a lost device is replaced, and next_key with it
   double elapsed_ms = 0;           ///< wall time since the call began
   double last_dispatch_ms = 0;     ///< device time of the last dispatch
   double longest_dispatch_ms = 0;  ///< longest device time of a dispatch so far

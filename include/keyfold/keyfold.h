@@ -221,6 +221,7 @@ typedef struct keyfold_report {
   double elapsed_ms;          /**< wall time of the call */
   int64_t scratch_bytes;      /**< scratch that was allocated */
   int64_t staging_bytes;      /**< copy of out and lse, when the rows came in several blocks */
+  int64_t recoveries;         /**< times that the device was lost and replaced */
 } keyfold_report;
 
 /** Report of the last keyfold_scaled_dot_product_attention() or keyfold_state_finish() on this

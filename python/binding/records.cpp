@@ -36,7 +36,8 @@ void keep_report(Report report) { last = std::move(report); }
 std::optional<Fields> last_report() {
   if (!last) return std::nullopt;
   return nb::make_tuple(last->backend, last->kernel, last->dispatches, last->longest_dispatch_ms,
-                        last->elapsed_ms, last->scratch_bytes, last->staging_bytes);
+                        last->elapsed_ms, last->scratch_bytes, last->staging_bytes,
+                        last->recoveries);
 }
 
 }  // namespace keyfold::python

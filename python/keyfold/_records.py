@@ -142,6 +142,8 @@ class Report:
         Scratch that was allocated.
     staging_bytes : int
         Copy of the output, when the rows came in several blocks.
+    recoveries : int
+        Times that the device was lost and replaced.
     """
 
     backend: str
@@ -151,3 +153,4 @@ class Report:
     elapsed_ms: float
     scratch_bytes: int
     staging_bytes: int
+    recoveries: int

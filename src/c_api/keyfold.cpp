@@ -34,7 +34,7 @@ void keep_report(keyfold::Report report) {
   const keyfold::Report& kept = last_report.report;
   last_report.view = {kept.backend.c_str(),     kept.kernel.c_str(), kept.dispatches,
                       kept.longest_dispatch_ms, kept.elapsed_ms,     kept.scratch_bytes,
-                      kept.staging_bytes};
+                      kept.staging_bytes,       kept.recoveries};
 }
 
 }  // namespace

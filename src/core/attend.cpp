@@ -1,7 +1,10 @@
 // The one call: validate, plan, run chunk by chunk, finish. And the plan alone.
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <new>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "core/guard.hpp"
@@ -67,6 +70,37 @@ class Staging {
   std::optional<MutableTensorView> lse_;
 };
 
+/// Runs all blocks; nullopt, with nothing written, when there is no memory for the scratch of one.
+std::optional<Report> attend(Session& session, const std::vector<Block>& blocks,
+                             const KeySource& source, const MutableTensorView& out,
+                             const std::optional<MutableTensorView>& lse, std::string& why) {
+  const AttentionShape& shape = session.problem().shape;
+  std::optional<Staging> staging;
+  if (blocks.size() > 1) staging.emplace(shape, lse.has_value());
+  for (const Block& block : blocks) {
+    std::unique_ptr<Run> run;
+    try {
+      run = session.begin(block);
+    } catch (const RunError& error) {
+      if (error.code() != ErrorCode::kOutOfMemory) throw;
+      why = error.what();
+      return std::nullopt;
+    }
+    session.fold(*run, block, source, {0, shape.kv_len});
+    if (staging) {
+      session.finish(*run, staging->out(), staging->lse());
+    } else {
+      session.finish(*run, out, lse);
+    }
+  }
+  Report report = session.report();
+  if (staging) {
+    staging->commit(out, lse);
+    report.staging_bytes = Staging::bytes(shape, lse.has_value());
+  }
+  return report;
+}
+
 }  // namespace
 }  // namespace core
 
@@ -76,25 +110,23 @@ Report scaled_dot_product_attention(const TensorView& q, const TensorView& k, co
     const AttentionShape shape = core::check_call(q, k, v);
     core::check_output(shape, out, options.lse);
     core::Session session(core::make_problem(shape, &q, options), options.run);
-    const std::vector<core::Block> blocks = session.blocks();
-
-    std::optional<core::Staging> staging;
-    if (blocks.size() > 1) staging.emplace(shape, options.lse.has_value());
-    for (const core::Block& block : blocks) {
-      const auto run = session.begin(block);
-      session.fold(*run, block, {k, v, 0}, {0, shape.kv_len});
-      if (staging) {
-        run->finish(staging->out(), staging->lse());
-      } else {
-        run->finish(out, options.lse);
+    std::vector<core::Block> blocks = session.blocks();
+    std::string why, tried;
+    for (;;) {
+      const auto report = core::attend(session, blocks, {k, v, 0}, out, options.lse, why);
+      if (report) return *report;
+      // Half of the scratch, then, in more blocks; at last one query row of one group.
+      const std::int64_t bytes = session.scratch_bytes(blocks);
+      const std::int64_t least = session.scratch_bytes({{0, 1, 0, 1}});
+      tried += (tried.empty() ? "" : ", ") + std::to_string(bytes);
+      if (bytes <= least) {
+        throw RunError(ErrorCode::kOutOfMemory,
+                       "out of memory for scratch, even of one query row at a time (tried " +
+                           tried + " bytes): " + why);
       }
+      blocks = session.blocks(std::max(bytes / 2, least));
+      session.start_over();
     }
-    Report report = session.report();
-    if (staging) {
-      staging->commit(out, options.lse);
-      report.staging_bytes = core::Staging::bytes(shape, options.lse.has_value());
-    }
-    return report;
   });
 }
 

@@ -28,8 +28,7 @@ struct KernelInfo {
 /// a run; where KernelInfo::checkpoint_seconds is not 0, the core then begins anew or recovers.
 class DeviceLost : public RunError {
  public:
-  explicit DeviceLost(const std::string& message)
-      : RunError(ErrorCode::kDeviceFailure, message) {}
+  explicit DeviceLost(const std::string& message) : RunError(ErrorCode::kDeviceFailure, message) {}
 };
 
 /// The rows whose state is in scratch together: groups [group_begin, group_end) x rows [row_begin,
@@ -74,7 +73,8 @@ class Run {
   virtual void recover() {
     throw RunError(ErrorCode::kDeviceFailure, "this device cannot be replaced");
   }
-  /// Normalises the block's rows, sinks included, and writes them to the views of the whole call.
+  /// Normalises the block's rows, sinks included, and writes them to the views of the whole call:
+  /// all of them, or nothing when it throws.
   virtual void finish(const MutableTensorView& out,
                       const std::optional<MutableTensorView>& lse) = 0;
 };

@@ -18,9 +18,14 @@ class Pacer {
   double next_flops() const { return next_flops_; }
   /// A dispatch of `flops` took `seconds` of device time.
   void record(double flops, double seconds);
+  /// Halves the budget, to no less than 1/64 of the first, and the next dispatch.
+  void halve_budget();
+  /// The budget now as a share of the first.
+  double budget_share() const { return budget_share_; }
 
  private:
-  double target_seconds_;
+  double first_target_seconds_;
+  double budget_share_ = 1;
   double next_flops_;
   std::array<double, 4> seconds_per_flop_{};  // ring of the last measurements; 0 = none yet
   std::size_t count_ = 0;

@@ -67,13 +67,14 @@ std::vector<Block> plan_blocks(const Problem& problem, const Backend& backend,
 
 ChunkCutter::ChunkCutter(const Problem& problem, const Block& block, KeyRange keys,
                          const CutRule& rule)
-    : problem_(problem),
+    : problem_(&problem),
       block_(block),
       keys_(keys),
       rule_(rule),
       sweep_begin_(keys.begin),
       sweep_end_(keys.begin),
-      group_(block.group_end) {
+      group_(block.group_end),
+      keys_given_(rule.chunk_keys > 0) {
   // Keys behind every row's end are not worth a sweep.
   std::int64_t last = keys.begin;
   for (std::int64_t g = block.group_begin; g < block.group_end; g += 1) {
@@ -89,35 +90,39 @@ void ChunkCutter::begin_sweep(double max_pairs) {
   std::int64_t keys = left;
   if (!rule_.whole) {
     keys = rule_.chunk_keys;
-    if (keys == 0) {
-      const KeyRange first = problem_.rows_seeing({sweep_begin_, sweep_begin_ + rule_.split_len},
-                                                  {block_.row_begin, block_.row_end});
+    if (!keys_given_) {
+      const KeyRange first = problem_->rows_seeing({sweep_begin_, sweep_begin_ + rule_.split_len},
+                                                   {block_.row_begin, block_.row_end});
       // A sweep is cut into rows and groups where it must be, but never finer than row_align rows.
       const double rows = static_cast<double>(block_.group_end - block_.group_begin) *
                           static_cast<double>(first.size());
-      const double per_split = static_cast<double>(problem_.group_size() * rule_.split_len) *
+      const double per_split = static_cast<double>(problem_->group_size() * rule_.split_len) *
                                std::max(rows, static_cast<double>(rule_.row_align));
       keys = rule_.split_len *
              std::max<std::int64_t>(
                  1, units_within(max_pairs, per_split, ceil_div(left, rule_.split_len)));
+      if (rule_.chunk_keys > 0) keys = std::min(keys, rule_.chunk_keys);
     }
   }
   sweep_end_ = sweep_begin_ + std::min(keys, left);
-  rows_ = problem_.rows_seeing({sweep_begin_, sweep_end_}, {block_.row_begin, block_.row_end});
+  rows_ = problem_->rows_seeing({sweep_begin_, sweep_end_}, {block_.row_begin, block_.row_end});
   // A row cut stays on the block's grid of row_align rows.
   rows_.begin -= (rows_.begin - block_.row_begin) % rule_.row_align;
   group_ = rows_.size() == 0 ? block_.group_end : block_.group_begin;
   row_ = rows_.begin;
+  key_ = sweep_begin_;
 }
 
 ChunkBox ChunkCutter::cut(double max_pairs) {
-  const double per_row = static_cast<double>(problem_.group_size() * (sweep_end_ - sweep_begin_));
-  ChunkBox box{group_, group_ + 1, row_, rows_.end, sweep_begin_, sweep_end_};
+  const double per_row = static_cast<double>(problem_->group_size() * (sweep_end_ - sweep_begin_));
+  ChunkBox box{group_, group_ + 1, row_, rows_.end, key_, sweep_end_};
   const std::int64_t groups_left = block_.group_end - group_;
   const std::int64_t whole_groups =
       units_within(max_pairs, per_row * static_cast<double>(rows_.size()), groups_left);
   if (rule_.whole) {
     box.group_end = block_.group_end;
+  } else if (key_ > sweep_begin_) {
+    box.row_end = row_end_;
   } else if (row_ == rows_.begin && whole_groups > 0) {
     box.group_end = group_ + whole_groups;
   } else {
@@ -126,6 +131,21 @@ ChunkBox ChunkCutter::cut(double max_pairs) {
         1, units_within(max_pairs, per_row * static_cast<double>(rule_.row_align), cuts_left));
     box.row_end = std::min(rows_.end, row_ + cuts * rule_.row_align);
   }
+  if (!rule_.whole && !keys_given_ && box.group_end == group_ + 1) {
+    // Even the fewest rows may be too much work by now: then these rows take fewer keys at a time.
+    const double per_split = static_cast<double>(problem_->group_size() * rule_.split_len) *
+                             static_cast<double>(box.row_end - box.row_begin);
+    const std::int64_t splits_left = ceil_div(sweep_end_ - key_, rule_.split_len);
+    const std::int64_t splits =
+        std::max<std::int64_t>(1, units_within(max_pairs, per_split, splits_left));
+    box.key_end = std::min(sweep_end_, key_ + splits * rule_.split_len);
+  }
+  if (box.key_end < sweep_end_) {
+    key_ = box.key_end;
+    row_end_ = box.row_end;
+    return box;
+  }
+  key_ = sweep_begin_;
   row_ = box.row_end;
   if (row_ == rows_.end) {
     group_ = box.group_end;
@@ -134,16 +154,21 @@ ChunkBox ChunkCutter::cut(double max_pairs) {
   return box;
 }
 
+void ChunkCutter::obey_work() {
+  rule_.whole = false;
+  keys_given_ = false;
+}
+
 std::optional<Chunk> ChunkCutter::next(double max_flops) {
-  const double max_pairs = max_flops / problem_.flops_per_pair();
+  const double max_pairs = max_flops / problem_->flops_per_pair();
   for (;;) {
     while (group_ == block_.group_end) {
       if (sweep_end_ >= keys_.end) return std::nullopt;
       begin_sweep(max_pairs);
     }
     const ChunkBox box = cut(max_pairs);
-    const double pairs = problem_.visible_pairs(box);
-    if (pairs > 0) return Chunk{box, pairs * problem_.flops_per_pair()};
+    const double pairs = problem_->visible_pairs(box);
+    if (pairs > 0) return Chunk{box, pairs * problem_->flops_per_pair()};
   }
 }
 

@@ -24,7 +24,9 @@ struct CutRule {
 
 /// Cuts a block's rows x keys into chunks on demand. A sweep is a range of splits; all rows of all
 /// groups finish a sweep before the next begins, so that every row sees its splits in ascending
-/// order. A chunk takes rows first, then groups, then splits; what no row sees is left out.
+/// order. A chunk takes rows first, then groups, then splits; what no row sees is left out. Where
+/// the work allowed shrinks inside a sweep, its last rows take its keys in several chunks. A copy
+/// goes on from where the original stood.
 class ChunkCutter {
  public:
   /// keys.begin is a multiple of split_len.
@@ -33,19 +35,24 @@ class ChunkCutter {
   /// The next chunk, of at most `max_flops` unless one split of row_align rows holds more; nullopt
   /// at the end.
   std::optional<Chunk> next(double max_flops);
+  /// From here on `max_flops` counts more than the rule: no whole chunk, at most chunk_keys keys.
+  void obey_work();
 
  private:
   void begin_sweep(double max_pairs);
   ChunkBox cut(double max_pairs);
 
-  const Problem& problem_;
+  const Problem* problem_;
   Block block_;
   KeyRange keys_;
   CutRule rule_;
   std::int64_t sweep_begin_ = 0, sweep_end_ = 0;
-  KeyRange rows_{};         // rows of the block that see a key of this sweep
-  std::int64_t group_ = 0;  // next group of this sweep
-  std::int64_t row_ = 0;    // next row of that group
+  KeyRange rows_{};           // rows of the block that see a key of this sweep
+  std::int64_t group_ = 0;    // next group of this sweep
+  std::int64_t row_ = 0;      // next row of that group
+  std::int64_t key_ = 0;      // next key of those rows: sweep_begin_, unless they are under way
+  std::int64_t row_end_ = 0;  // end of the rows under way
+  bool keys_given_ = false;   // chunk_keys is kept whatever the work
 };
 
 }  // namespace keyfold::core

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <deque>
+#include <sstream>
 #include <string>
 
+#include "core/guard.hpp"
 #include "core/registry.hpp"
 
 namespace keyfold::core {
@@ -39,8 +41,8 @@ CutRule Session::cut_rule(std::int64_t num_keys) const {
           .whole = num_keys < settings_.chunk_threshold};
 }
 
-std::vector<Block> Session::blocks() const {
-  return plan_blocks(problem_, *backend_, settings_.max_scratch_bytes, settings_.num_threads);
+std::vector<Block> Session::blocks(std::int64_t max_scratch_bytes) const {
+  return plan_blocks(problem_, *backend_, max_scratch_bytes, settings_.num_threads);
 }
 
 std::int64_t Session::scratch_bytes(const std::vector<Block>& blocks) const {
@@ -53,10 +55,27 @@ std::int64_t Session::scratch_bytes(const std::vector<Block>& blocks) const {
 }
 
 std::unique_ptr<Run> Session::begin(const Block& block) {
-  scratch_bytes_ = std::max(scratch_bytes_, scratch_bytes({block}));
   progress_.next_row = block.row_begin;
   progress_.next_key = 0;
-  return backend_->begin(problem_, block, settings_.num_threads);
+  block_ = block;
+  at_.cutter.reset();
+  at_.next_key = 0;
+  for (;;) {
+    try {
+      auto run =
+          guard_memory([&] { return backend_->begin(problem_, block, settings_.num_threads); });
+      scratch_bytes_ = std::max(scratch_bytes_, scratch_bytes({block}));
+      kept();
+      return run;
+    } catch (const DeviceLost& error) {
+      lost(error);
+    }
+  }
+}
+
+void Session::start_over() {
+  scratch_bytes_ = 0;
+  at_ = {};
 }
 
 void Session::check_stop() const {
@@ -67,40 +86,142 @@ void Session::check_stop() const {
                   progress_);
 }
 
-void Session::finished(const Chunk& chunk, double seconds, const Block& block) {
+void Session::finished(const Chunk& chunk, double seconds) {
   pacer_.record(chunk.flops, seconds);
-  done_flops_ += chunk.flops;
+  worked_ = true;
+  at_.done_flops += chunk.flops;
+  // Keys count as folded once the last rows of the block have seen them.
+  const bool sweep_done =
+      chunk.box.group_end == block_.group_end && chunk.box.row_end == block_.row_end;
+  if (sweep_done) at_.next_key = chunk.box.key_end;
   progress_.dispatches += 1;
-  progress_.fraction = total_flops_ > 0 ? std::min(1.0, done_flops_ / total_flops_) : 0;
+  progress_.fraction = total_flops_ > 0 ? std::min(1.0, at_.done_flops / total_flops_) : 0;
   progress_.elapsed_ms = elapsed_ms(start_);
   progress_.last_dispatch_ms = seconds * 1e3;
   progress_.longest_dispatch_ms = std::max(progress_.longest_dispatch_ms, seconds * 1e3);
-  // Keys count as folded once the last rows of the block have seen them.
-  const bool sweep_done =
-      chunk.box.group_end == block.group_end && chunk.box.row_end == block.row_end;
-  if (sweep_done) progress_.next_key = chunk.box.key_end;
+  progress_.next_key = at_.next_key;
   if (options_.progress) options_.progress(progress_);
 }
 
-void Session::fold(Run& run, const Block& block, const KeySource& source, KeyRange keys) {
-  ChunkCutter cutter(problem_, block, keys, cut_rule(keys.size()));
+void Session::drive(Run& run) {
+  if (!at_.cutter) return;
+  // The cutter runs ahead of what is finished by what is in flight.
   std::deque<Chunk> in_flight;
   const auto wait_oldest = [&] {
     const double seconds = run.wait();
     const Chunk chunk = in_flight.front();
     in_flight.pop_front();
-    finished(chunk, seconds, block);
+    finished(chunk, seconds);
+  };
+  const auto drain = [&] {
+    while (!in_flight.empty()) wait_oldest();
   };
   for (;;) {
     check_stop();
-    const std::optional<Chunk> chunk = cutter.next(pacer_.next_flops());
+    if (checkpoint_due()) {
+      drain();
+      checkpoint(run);
+    }
+    const std::optional<Chunk> chunk = at_.cutter->next(pacer_.next_flops());
     if (!chunk) break;
-    run.submit(*chunk, source);
+    run.submit(*chunk, source_);
     in_flight.push_back(*chunk);
     if (static_cast<int>(in_flight.size()) == kernel_.max_in_flight) wait_oldest();
   }
-  while (!in_flight.empty()) wait_oldest();
+  drain();
   check_stop();
+}
+
+bool Session::checkpoint_due() const {
+  // A device that was lost may be lost again soon: as the budget shrinks, so does the time at risk.
+  return kernel_.checkpoint_seconds > 0 && worked_ &&
+         elapsed_ms(kept_time_) >= 1e3 * kernel_.checkpoint_seconds * pacer_.budget_share();
+}
+
+void Session::checkpoint(Run& run) {
+  run.checkpoint();
+  kept();
+}
+
+void Session::kept() {
+  kept_ = at_;
+  kept_time_ = std::chrono::steady_clock::now();
+  worked_ = false;
+  losses_ = 0;
+}
+
+template <class Step>
+void Session::survive(Run& run, Run* other, const Step& step) {
+  bool recover = false;
+  for (;;) {
+    try {
+      if (recover) {
+        run.recover();
+        if (other) other->recover();
+        at_ = kept_;
+        if (at_.cutter) at_.cutter->obey_work();
+        recover = false;
+      }
+      step();
+      return;
+    } catch (const DeviceLost& error) {
+      lost(error);
+      recover = true;
+    }
+  }
+}
+
+void Session::lost(const DeviceLost& error) {
+  if (kernel_.checkpoint_seconds == 0) throw;
+  recoveries_ += 1;
+  losses_ += 1;
+  if (losses_ >= kMostLosses) {
+    std::ostringstream budget;
+    budget << settings_.budget_seconds * 1e3 * pacer_.budget_share();
+    throw RunError(
+        ErrorCode::kDeviceFailure,
+        std::string(error.what()) + ": lost " + std::to_string(losses_) +
+            " times without progress, at row " + std::to_string(progress_.next_row) + ", key " +
+            std::to_string(at_.next_key) + ", at last with a budget of " + budget.str() +
+            " ms; nothing was written. Lower budget_ms, free the device of other work and memory, "
+            "or name another backend");
+  }
+  pacer_.halve_budget();
+}
+
+void Session::fold(Run& run, const Block& block, const KeySource& source, KeyRange keys) {
+  source_ = source;
+  at_.cutter.emplace(problem_, block, keys, cut_rule(keys.size()));
+  if (recoveries_ > 0) at_.cutter->obey_work();
+  kept();  // the run is empty, or was kept before
+  survive(run, nullptr, [&] { drive(run); });
+}
+
+void Session::keep(Run& run) {
+  if (kernel_.checkpoint_seconds > 0) {
+    survive(run, nullptr, [&] {
+      drive(run);
+      checkpoint(run);
+    });
+  }
+  at_.cutter.reset();
+  source_ = {};
+  kept();
+}
+
+void Session::merge(Run& run, Run& other) {
+  survive(run, &other, [&] {
+    run.merge(other);
+    checkpoint(run);
+  });
+}
+
+void Session::finish(Run& run, const MutableTensorView& out,
+                     const std::optional<MutableTensorView>& lse) {
+  survive(run, nullptr, [&] {
+    drive(run);
+    run.finish(out, lse);
+  });
 }
 
 Report Session::report() const {
@@ -110,7 +231,8 @@ Report Session::report() const {
           .longest_dispatch_ms = progress_.longest_dispatch_ms,
           .elapsed_ms = elapsed_ms(start_),
           .scratch_bytes = scratch_bytes_,
-          .staging_bytes = 0};
+          .staging_bytes = 0,
+          .recoveries = recoveries_};
 }
 
 }  // namespace keyfold::core

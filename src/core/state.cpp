@@ -112,7 +112,7 @@ class AttentionState::Impl {
     }
     usable_ = other.usable_ = false;
     other.fold_tail();
-    run_->merge(*other.run_);
+    session_->merge(*run_, *other.run_);
     other.clear();
     usable_ = other.usable_ = true;
   }
@@ -128,7 +128,7 @@ class AttentionState::Impl {
     if (!session_) begin(shape);
     usable_ = false;
     fold_tail();
-    run_->finish(out, lse);
+    session_->finish(*run_, out, lse);
     Report report = session_->report();
     clear();
     usable_ = true;
@@ -182,6 +182,7 @@ class AttentionState::Impl {
 
   void fold(const core::KeySource& source, core::KeyRange keys) {
     session_->fold(*run_, block_, source, keys);
+    session_->keep(*run_);
   }
 
   void append(const TensorView& k, const TensorView& v, core::KeyRange rows,

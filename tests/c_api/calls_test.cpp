@@ -87,6 +87,7 @@ TEST(CApi, ReportsHowACallRan) {
   EXPECT_GE(report->elapsed_ms, report->longest_dispatch_ms);
   EXPECT_GT(report->scratch_bytes, 0);
   EXPECT_EQ(report->staging_bytes, 0);
+  EXPECT_EQ(report->recoveries, 0);
   EXPECT_EQ(devices().front().backend, report->backend);
 }
 

@@ -264,6 +264,64 @@ TEST_F(AttendTest, MemoryThatRunsOutIsAnErrorOfItsOwn) {
   expect_nothing_happened();
 }
 
+TEST_F(AttendTest, BlocksAreSmallerWhereMemoryIsShort) {
+  const std::int64_t all = 4 * 40 * 2 * 64;  // scratch of all rows
+  for (const bool bad_alloc : {false, true}) {
+    for (const std::int64_t room : {all, all - 1, all / 2, all / 3, all / 7, all / 40}) {
+      for (const std::int64_t limit : {all * 100, all / 2}) {
+        // The memory is short from the first block on, or from the third.
+        for (const int from : {0, 2}) {
+          SCOPED_TRACE(room);
+          ScriptedBackend::fresh();
+          options_.max_scratch_bytes = limit;
+          int begun = 0;
+          backend_.script.on_begin = [&](const core::Block& b) {
+            const std::int64_t bytes =
+                (b.group_end - b.group_begin) * (b.row_end - b.row_begin) * 2 * 64;
+            if (bytes <= room || begun++ < from) return;
+            if (bad_alloc) throw std::bad_alloc();
+            throw RunError(ErrorCode::kOutOfMemory, "the device is full");
+          };
+          Progress last;
+          options_.progress = [&](const Progress& p) { last = p; };
+          out_.poison();
+          const Report report = attend();
+          expect_complete();
+          EXPECT_NEAR(last.fraction, 1, 1e-9);
+          EXPECT_EQ(report.staging_bytes > 0, report.scratch_bytes < all);
+          if (from == 0) {
+            EXPECT_LE(report.scratch_bytes, room);
+            EXPECT_GE(report.scratch_bytes, std::min(room, limit) / 3);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(AttendTest, WithoutMemoryForOneRowTheErrorSaysWhatWasTried) {
+  backend_.script.on_begin = [](const core::Block&) {
+    throw RunError(ErrorCode::kOutOfMemory, "the device is full");
+  };
+  try {
+    attend();
+    ADD_FAILURE() << "did not fail";
+  } catch (const RunError& e) {
+    EXPECT_EQ(e.code(), ErrorCode::kOutOfMemory);
+    const std::string what = e.what();
+    for (const char* part : {"tried 20480, 10240, 5120, ", " 128 bytes", "the device is full"})
+      EXPECT_NE(what.find(part), std::string::npos) << what;
+  }
+  expect_nothing_happened();
+  // The state of a stream cannot be cut into blocks.
+  AttentionOptions options;
+  options.run = options_;
+  AttentionState state(call_.q, options);
+  EXPECT_THROW(state.update(call_.k, call_.v), RunError);
+  backend_.script.on_begin = [](const core::Block&) {};
+  state.update(call_.k, call_.v);  // nothing had been begun
+}
+
 TEST_F(AttendTest, EveryErrorIsAnErrorAndAStdException) {
   const auto code = [&] {
     try {

@@ -127,6 +127,49 @@ TEST(ChunkCutter, AChunkHoldsNoMoreWorkThanAllowed) {
   }
 }
 
+TEST(ChunkCutter, KeepsToWorkThatShrinksInsideASweepAndCopiesGoOnAlike) {
+  Rng rng("cutter shrinks");
+  const int rounds = test::by_scale(100, 1000, 5000);
+  for (int round = 0; round < rounds && !HasFailure(); ++round) {
+    SCOPED_TRACE("round " + std::to_string(round));
+    const RandomProblem random(rng);
+    const Problem& p = random.problem;
+    CutRule rule{.split_len = std::int64_t{1} << rng.between(4, 6),
+                 .row_align = std::int64_t{1} << rng.between(0, 5)};
+    if (rng.one_in(3)) rule.chunk_keys = rule.split_len * rng.between(1, 5);
+    rule.whole = rng.one_in(8);
+    const Block block = random_block(p, rng);
+    const KeyRange keys{0, p.shape.kv_len};
+    FoldCheck fold(p, block, keys, rule.split_len);
+    ChunkCutter cutter(p, block, keys, rule);
+    double max_flops = 1e7;
+    bool obeys = rule.chunk_keys == 0 && !rule.whole;
+    for (int n = 0;; ++n) {
+      if (rng.one_in(3)) max_flops = 1e3 * static_cast<double>(rng.between(1, 20000));
+      if (n == 2) {
+        cutter.obey_work();
+        obeys = true;
+      }
+      ChunkCutter copy = cutter;
+      const auto chunk = cutter.next(max_flops), twin = copy.next(max_flops);
+      ASSERT_EQ(chunk.has_value(), twin.has_value());
+      if (!chunk) break;
+      const ChunkBox& box = chunk->box;
+      ASSERT_EQ(describe(box), describe(twin->box));
+      if (rng.one_in(4)) cutter = copy;
+      fold.fold(box);
+      const bool smallest = box.group_end - box.group_begin == 1 &&
+                            box.row_end - box.row_begin <= rule.row_align &&
+                            box.key_end - box.key_begin <= rule.split_len;
+      // Rows that were under way stay together, one split at a time.
+      const bool under_way =
+          box.key_end - box.key_begin <= rule.split_len && box.group_end - box.group_begin == 1;
+      ASSERT_TRUE(!obeys || chunk->flops <= max_flops || smallest || under_way) << describe(box);
+    }
+    EXPECT_TRUE(fold.complete());
+  }
+}
+
 TEST(ChunkCutter, CountsPairsAndRowsAsOneByOne) {
   Rng rng("pairs");
   for (int round = 0; round < 300; ++round) {

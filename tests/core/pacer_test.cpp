@@ -101,6 +101,20 @@ TEST(Pacer, RecoversAfterOneSlowDispatch) {
   EXPECT_NEAR(pacer.next_flops(), before, before / 100);
 }
 
+TEST(Pacer, HalvesItsBudgetToASixtyFourth) {
+  Pacer pacer(0.1, 1e6);
+  double share = 1;
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(pacer.budget_share(), share);
+    for (int j = 0; j < 20; ++j) pacer.record(pacer.next_flops(), pacer.next_flops() / 1e10);
+    const double before = pacer.next_flops();
+    EXPECT_NEAR(before, 0.75 * share * 0.1 * 1e10, 1);
+    pacer.halve_budget();
+    EXPECT_EQ(pacer.next_flops(), before / 2);
+    share = std::max(share / 2, 1.0 / 64);
+  }
+}
+
 TEST(Pacer, NoWorkSaysNothing) {
   Pacer pacer(0.1, 1e6);
   pacer.record(0, 1);

@@ -12,14 +12,14 @@ namespace keyfold::test {
 
 FoldCheck::FoldCheck(const core::Problem& problem, const core::Block& block, core::KeyRange keys,
                      std::int64_t split_len)
-    : problem_(problem), block_(block), keys_(keys), split_len_(split_len) {
+    : problem_(&problem), block_(block), keys_(keys), split_len_(split_len) {
   for (std::int64_t g = block.group_begin; g < block.group_end; ++g)
     for (std::int64_t i = block.row_begin; i < block.row_end; ++i)
       states_.push_back({visible(g, i).begin, 0});
 }
 
 core::KeyRange FoldCheck::visible(std::int64_t group, std::int64_t row) const {
-  return problem_.visible(group / problem_.shape.num_kv_heads, row).clip(keys_);
+  return problem_->visible(group / problem_->shape.num_kv_heads, row).clip(keys_);
 }
 
 const FoldCheck::State& FoldCheck::state(std::int64_t group, std::int64_t row) const {
@@ -67,7 +67,9 @@ class ScriptedRun : public core::Run {
         log_(backend.log),
         problem_(problem),
         block_(block),
-        fold_(problem, block, {0, problem.shape.kv_len}, backend.script.kernel.split_len) {
+        fold_(problem, block, {0, problem.shape.kv_len}, backend.script.kernel.split_len),
+        kept_(fold_) {
+    script_.on_begin(block);
     ++log_.runs_begun;
     log_.most_runs_alive = std::max(log_.most_runs_alive, ++log_.runs_alive);
   }
@@ -78,7 +80,9 @@ class ScriptedRun : public core::Run {
 
   void submit(const core::Chunk& chunk, const core::KeySource& source) override {
     const auto index = static_cast<std::int64_t>(log_.chunks.size());
-    script_.on_submit(index);
+    EXPECT_FALSE(lost_);
+    script_.on_source(source);
+    on_device([&] { script_.on_submit(index); });
     EXPECT_LE(source.first_key, chunk.box.key_begin);
     EXPECT_LE(chunk.box.key_end, source.first_key + source.k.sizes[2]);
     EXPECT_DOUBLE_EQ(chunk.flops, problem_.visible_pairs(chunk.box) * problem_.flops_per_pair());
@@ -89,21 +93,40 @@ class ScriptedRun : public core::Run {
   }
 
   double wait() override {
+    EXPECT_FALSE(lost_);
     const std::int64_t index = queue_.front();
     queue_.pop_front();
     --log_.in_flight;
     ++log_.waited;
-    script_.on_wait(index);
+    on_device([&] { script_.on_wait(index); });
     fold_.fold(log_.chunks[static_cast<std::size_t>(index)].box);
     return log_.seconds[static_cast<std::size_t>(index)];
   }
 
-  void merge(core::Run&) override {}
+  void merge(core::Run&) override { on_device(script_.on_merge); }
+
+  void checkpoint() override {
+    EXPECT_FALSE(lost_);
+    EXPECT_TRUE(queue_.empty());
+    on_device(script_.on_checkpoint);
+    ++log_.checkpoints;
+    kept_ = fold_;
+  }
+
+  void recover() override {
+    on_device(script_.on_recover);
+    ++log_.recoveries;
+    log_.in_flight -= static_cast<int>(queue_.size());
+    queue_.clear();
+    fold_ = kept_;
+    lost_ = false;
+  }
 
   void finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) override {
+    EXPECT_FALSE(lost_);
     EXPECT_TRUE(queue_.empty());
     EXPECT_TRUE(fold_.complete());
-    script_.on_finish();
+    on_device(script_.on_finish);
     const AttentionShape& s = problem_.shape;
     for (std::int64_t g = block_.group_begin; g < block_.group_end; ++g)
       for (std::int64_t h = 0; h < problem_.group_size(); ++h)
@@ -118,11 +141,24 @@ class ScriptedRun : public core::Run {
   }
 
  private:
+  /// What the script does in place of a device. Its loss takes the state along.
+  template <class Act>
+  void on_device(const Act& act) {
+    try {
+      act();
+    } catch (const core::DeviceLost&) {
+      lost_ = true;
+      fold_ = FoldCheck(problem_, block_, {0, 0}, script_.kernel.split_len);
+      throw;
+    }
+  }
+
   const Script& script_;
   Log& log_;
   const core::Problem& problem_;
   const core::Block block_;
-  FoldCheck fold_;
+  FoldCheck fold_, kept_;
+  bool lost_ = false;
   std::deque<std::int64_t> queue_;
 };
 

@@ -11,7 +11,8 @@
 
 namespace keyfold::test {
 
-/// Counts what chunks bring to the rows of a block; fails the running test on any disorder.
+/// Counts what chunks bring to the rows of a block; fails the running test on any disorder. A copy
+/// is a checkpoint.
 class FoldCheck {
  public:
   FoldCheck(const core::Problem& problem, const core::Block& block, core::KeyRange keys,
@@ -28,7 +29,7 @@ class FoldCheck {
   const State& state(std::int64_t group, std::int64_t row) const;
   core::KeyRange visible(std::int64_t group, std::int64_t row) const;
 
-  const core::Problem& problem_;
+  const core::Problem* problem_;
   core::Block block_;
   core::KeyRange keys_;
   std::int64_t split_len_;
@@ -49,7 +50,12 @@ struct Script {
   /// Called when dispatch `index` is submitted or waited for; may throw.
   std::function<void(std::int64_t index)> on_submit = [](std::int64_t) {};
   std::function<void(std::int64_t index)> on_wait = [](std::int64_t) {};
+  std::function<void(const core::KeySource&)> on_source = [](const core::KeySource&) {};
   std::function<void()> on_finish = [] {};
+  std::function<void(const core::Block&)> on_begin = [](const core::Block&) {};
+  std::function<void()> on_merge = [] {};
+  std::function<void()> on_checkpoint = [] {};
+  std::function<void()> on_recover = [] {};
   std::int64_t bytes_per_row = 64;
 };
 
@@ -60,6 +66,7 @@ struct Log {
   std::int64_t waited = 0;
   int in_flight = 0, most_in_flight = 0;
   int runs_alive = 0, runs_begun = 0, most_runs_alive = 0;
+  int checkpoints = 0, recoveries = 0;
 };
 
 class ScriptedBackend : public core::Backend {
