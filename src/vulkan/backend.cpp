@@ -83,6 +83,12 @@ class VulkanBackend : public core::Backend {
     return layout(problem).total(groups, rows);
   }
 
+  std::int64_t max_chunk_keys(const core::Problem& problem,
+                              const core::Block& block) const override {
+    return layout(problem).max_keys(block.group_end - block.group_begin,
+                                    block.row_end - block.row_begin);
+  }
+
   std::unique_ptr<core::Run> begin(const core::Problem& problem, const core::Block& block,
                                    int num_threads) override {
     return std::make_unique<VulkanRun>(gpu_, problem, block, num_threads);

@@ -10,11 +10,6 @@ Keys::Keys(std::shared_ptr<Device> device, const Layout& layout, const core::Blo
   const std::int64_t groups = block.group_end - block.group_begin;
   const std::int64_t rows = block.row_end - block.row_begin;
   const std::int64_t bytes = layout.window(groups, rows);
-  max_keys_ = bytes / layout.key_bytes(groups) / layout.split_len() * layout.split_len();
-  if (const std::int64_t per_key = layout.mask_key_bytes(groups, rows); per_key > 0) {
-    const std::int64_t split = layout.split_len();
-    max_keys_ = std::min(max_keys_, layout.mask(groups, rows) / per_key / split * split);
-  }
   for (Window& w : windows_) {
     if (layout.shared_memory) {
       w.keys = {device, Use::kShared, bytes};

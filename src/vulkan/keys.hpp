@@ -15,9 +15,6 @@ class Keys {
  public:
   Keys(std::shared_ptr<Device> device, const Layout& layout, const core::Block& block);
 
-  /// Keys that a window holds of all groups of the block, in whole splits.
-  std::int64_t max_keys() const { return max_keys_; }
-
   /// Fills in where the chunk's keys are; copies them on the host's side first, unless the last
   /// chunk had the same. One chunk may be in flight.
   void place(const core::Problem& problem, const ChunkBox& box, const core::KeySource& source,
@@ -34,7 +31,6 @@ class Keys {
   bool holds(const Window& window, const ChunkBox& box) const;
 
   const Layout& layout_;
-  std::int64_t max_keys_ = 0;
   std::array<Window, kFrames> windows_;
   std::size_t current_ = 0;
   bool fresh_ = false;  // the current window was filled by the last place()

@@ -64,6 +64,12 @@ struct Layout {
     const std::int64_t split = split_len() * mask_key_bytes(groups, rows);
     return std::max(split, std::min<std::int64_t>(8 * split, kMinWindow));
   }
+  /// Keys of a chunk that both a window and its mask hold, in whole splits.
+  std::int64_t max_keys(std::int64_t groups, std::int64_t rows) const {
+    std::int64_t keys = window(groups, rows) / key_bytes(groups);
+    if (problem.mask) keys = std::min(keys, mask(groups, rows) / mask_key_bytes(groups, rows));
+    return keys / split_len() * split_len();
+  }
   std::int64_t total(std::int64_t groups, std::int64_t rows) const {
     const std::int64_t n = states(groups, rows), p = partial_rows(rows);
     const std::int64_t copies = shared_memory ? 1 : 2;  // on the host's side and on the device's
