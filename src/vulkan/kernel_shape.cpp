@@ -24,10 +24,10 @@ struct Dims {
 
 /// As attend.comp declares it.
 std::uint32_t shared_bytes(const AttendShape& s, std::uint32_t elements) {
-  const std::uint32_t stage = s.slice_words * elements * (s.rows() + s.keys()) / 4;
+  const std::uint32_t slices = 2 * s.slice_words * elements * (s.rows() + s.keys()) / 4;
   const std::uint32_t weights = s.keys() * s.rows() / 4;
-  const std::uint32_t values = s.slice_keys * s.groups * s.tx;
-  return (std::max(stage, weights) + values) * kVec4Bytes + s.rows() * 8 + 4;
+  const std::uint32_t values = 2 * s.slice_keys * s.groups * s.tx;
+  return (std::max(slices, weights) + values) * kVec4Bytes + s.rows() * 8 + 4;
 }
 
 /// As decode.comp declares it.
@@ -64,7 +64,7 @@ AttendShape attend_shape(const ShapeQuery& query) {
     s = {.ty = 8, .tx = std::bit_floor(std::min(query.subgroup_size, 16u)), .tr = 4, .tc = 4};
   }
   s.groups = ceil_div(dims.value_vecs, s.tx);
-  s.slice_words = 4;
+  s.slice_words = 2;
   s.slice_keys = std::min(8u, s.keys());
   const auto too_large = [&] {
     s.shared_bytes = shared_bytes(s, dims.elements);

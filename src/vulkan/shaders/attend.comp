@@ -26,17 +26,24 @@ const uint kTrVecs = kTr / 4;
 const uint kTcVecs = kTc / 4;
 const uint kColumns = kGroups * kTx;  // groups of four columns, those past kValueVecs unused
 
-// Slices of q and k, transposed: [element][row or key]; later the weights: [key][row].
+// Slices of q and k, transposed: [element][row or key]; later the weights: [key][row]. Slices are
+// twofold, and loaded one ahead: one is written while another is read.
 const uint kSliceElements = kSliceWords * kElements;
-const uint kStageVecs = kSliceElements * (kRowVecs + kKeyVecs);
+const uint kSliceVecs = kSliceElements * (kRowVecs + kKeyVecs);
 const uint kWeightVecs = kKeys * kRowVecs;
-shared vec4 s_stage[kStageVecs > kWeightVecs ? kStageVecs : kWeightVecs];
-shared vec4 s_v[kSliceKeys * kColumns];
+const uint kValueSliceVecs = kSliceKeys * kColumns;
+shared vec4 s_stage[2 * kSliceVecs > kWeightVecs ? 2 * kSliceVecs : kWeightVecs];
+shared vec4 s_v[2 * kValueSliceVecs];
 shared vec2 s_ml[kRows];
 shared uint s_redo;  // 1 + the last split whose output has to be weighed again
 
+// A thread loads blocks of one 16-byte word of four rows or keys, and single words of v.
+const uint kBlocks = kSliceWords * (kRowVecs + kKeyVecs);
+const uint kRounds = (kBlocks + kThreads - 1) / kThreads;
+const uint kValueRounds = (kSliceKeys * kValueWords + kThreads - 1) / kThreads;
+
 // The column of a vec4 in its line of s_stage; spreads what a subgroup writes over the banks.
-uint swizzle(uint line, uint vecs) { return (2 * line) & 6 & (vecs - 1); }
+uint swizzle(uint w, uint vecs) { return w * (8 / kSliceWords) & 7 & (vecs - 1); }
 uint weight_swizzle(uint key) { return (key >> 2) & 7 & (kRowVecs - 1); }
 
 // The thread's place; the state that lasts for a split.
@@ -44,73 +51,87 @@ uint t_x, t_y, t_id;
 uint t_group, t_first;        // absolute group; index of the tile's first row
 vec4 t_o[kTr * kGroups];
 float t_s[kTr * kTc];
+uvec4 t_slice[4 * kRounds], t_values[kValueRounds];  // loaded ahead
 
-// Transposes four rows' word w into lines w * kElements.. of a stage that begins at `base`.
-void store_words(uint base, uint vecs, uint w, uint column, uvec4 a, uvec4 b, uvec4 c, uvec4 d) {
-  const uint at = base + w * kElements * vecs + (column ^ swizzle(w, vecs));
-  [[unroll]] for (uint part = 0; part < kVecs; ++part) {
-    const mat4 rows = mat4(elements(a, part), elements(b, part),  //
-                           elements(c, part), elements(d, part));
-    const mat4 lines = transpose(rows);
-    [[unroll]] for (uint i = 0; i < 4; ++i) s_stage[at + (4 * part + i) * vecs] = lines[i];
-  }
-}
-
-void stage_rows(uint word, uint words) {
-  const uint64_t q = params.q + 16 * uint64_t(word);
-  for (uint b = t_id; b < kRowVecs * kSliceWords; b += kThreads) {
-    const uint w = b % kSliceWords, column = b / kSliceWords;
-    uvec4 x[4];
+// Loads words `word`.. of the tile's rows and of the keys from `key` on.
+void load_slice(uint64_t k, int key, int limit, uint word) {
+  [[unroll]] for (uint round = 0; round < kRounds; ++round) {
+    const uint b = round * kThreads + t_id;
+    const uint w = word + b % kSliceWords, column = b / kSliceWords;
     [[unroll]] for (uint i = 0; i < 4; ++i) {
-      const uint index = t_first + 4 * column + i;
-      x[i] = uvec4(0);
-      if (w < words && index < params.index_end) {
-        x[i] = load_words(q + state_index(t_group, index) * (kHeadWords * 16) + 16 * w);
+      t_slice[4 * round + i] = uvec4(0);
+      if (b >= kBlocks || w >= kHeadWords) continue;
+      if (column < kRowVecs) {
+        const uint index = t_first + 4 * column + i;
+        if (index >= params.index_end) continue;
+        t_slice[4 * round + i] =
+            load_words(params.q + (state_index(t_group, index) * kHeadWords + w) * 16);
+      } else {
+        const int at = key + int(4 * (column - kRowVecs) + i);
+        if (at >= limit) continue;
+        t_slice[4 * round + i] = load_words(k + int64_t(at) * params.k_key + 16 * w);
       }
     }
-    if (w < words) store_words(0, kRowVecs, w, column, x[0], x[1], x[2], x[3]);
   }
 }
 
-void stage_keys(uint64_t k, int key, int limit, uint word, uint words) {
-  for (uint b = t_id; b < kKeyVecs * kSliceWords; b += kThreads) {
+// Transposes the blocks into one of the two slices.
+void store_slice(uint slice) {
+  [[unroll]] for (uint round = 0; round < kRounds; ++round) {
+    const uint b = round * kThreads + t_id;
+    if (b >= kBlocks) continue;
     const uint w = b % kSliceWords, column = b / kSliceWords;
-    uvec4 x[4];
-    [[unroll]] for (uint i = 0; i < 4; ++i) {
-      const int at = key + int(4 * column + i);
-      x[i] = uvec4(0);
-      if (w < words && at < limit) {
-        x[i] = load_words(k + int64_t(at) * params.k_key + 16 * (word + w));
-      }
-    }
-    if (w < words) {
-      store_words(kSliceElements * kRowVecs, kKeyVecs, w, column, x[0], x[1], x[2], x[3]);
-    }
-  }
-}
-
-void stage_values(uint64_t v, int key, int limit) {
-  for (uint b = t_id; b < kSliceKeys * kValueWords; b += kThreads) {
-    const uint w = b % kValueWords, i = b / kValueWords;
-    uvec4 x = uvec4(0);
-    if (key + int(i) < limit) x = load_words(v + int64_t(key + int(i)) * params.v_key + 16 * w);
+    const bool row = column < kRowVecs;
+    const uint vecs = row ? kRowVecs : kKeyVecs;
+    const uint place = row ? column : column - kRowVecs;
+    const uint at = slice * kSliceVecs + (row ? 0 : kSliceElements * kRowVecs) +
+                    w * kElements * vecs + (place ^ swizzle(w, vecs));
     [[unroll]] for (uint part = 0; part < kVecs; ++part) {
-      s_v[i * kColumns + w * kVecs + part] = elements(x, part);
+      const mat4 rows = mat4(elements(t_slice[4 * round], part),      //
+                             elements(t_slice[4 * round + 1], part),  //
+                             elements(t_slice[4 * round + 2], part),  //
+                             elements(t_slice[4 * round + 3], part));
+      const mat4 lines = transpose(rows);
+      [[unroll]] for (uint i = 0; i < 4; ++i) s_stage[at + (4 * part + i) * vecs] = lines[i];
     }
   }
 }
 
-// q.k of a tile: chains of fma over ascending elements.
+void load_values(uint64_t v, int key, int limit) {
+  [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
+    const uint b = round * kThreads + t_id;
+    const int at = key + int(b / kValueWords);
+    t_values[round] = uvec4(0);
+    if (b >= kSliceKeys * kValueWords || at >= limit) continue;
+    t_values[round] = load_words(v + int64_t(at) * params.v_key + 16 * (b % kValueWords));
+  }
+}
+
+void store_values(uint slice) {
+  [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
+    const uint b = round * kThreads + t_id;
+    if (b >= kSliceKeys * kValueWords) continue;
+    [[unroll]] for (uint part = 0; part < kVecs; ++part) {
+      s_v[slice * kValueSliceVecs + b / kValueWords * kColumns + b % kValueWords * kVecs + part] =
+          elements(t_values[round], part);
+    }
+  }
+}
+
+// q.k of a tile: chains of fma over ascending elements. The first slice is loaded already.
 void multiply(uint64_t k, int key, int limit) {
   [[unroll]] for (uint i = 0; i < kTr * kTc; ++i) t_s[i] = 0.0;
+  store_slice(0);
+  barrier();
+  uint slice = 0;
   [[dont_unroll]] for (uint word = 0; word < kHeadWords; word += kSliceWords) {
+    const bool more = word + kSliceWords < kHeadWords;
+    if (more) load_slice(k, key, limit, word + kSliceWords);
     const uint words = min(kSliceWords, kHeadWords - word);
-    stage_rows(word, words);
-    stage_keys(k, key, limit, word, words);
-    barrier();
     [[dont_unroll]] for (uint w = 0; w < words; ++w) {
-      uint row_at = w * kElements * kRowVecs;
-      uint key_at = kSliceElements * kRowVecs + w * kElements * kKeyVecs;
+      const uint row_at = slice * kSliceVecs + w * kElements * kRowVecs;
+      const uint key_at =
+          slice * kSliceVecs + kSliceElements * kRowVecs + w * kElements * kKeyVecs;
       uint row_column[kTrVecs], key_column[kTcVecs];
       [[unroll]] for (uint j = 0; j < kTrVecs; ++j) {
         row_column[j] = row_at + ((t_y * kTrVecs + j) ^ swizzle(w, kRowVecs));
@@ -129,6 +150,8 @@ void multiply(uint64_t k, int key, int limit) {
         }
       }
     }
+    slice = 1 - slice;
+    if (more) store_slice(slice);
     barrier();
   }
 }
@@ -213,13 +236,17 @@ void soften(uint batch_index, Batch batch, int key, int split_end, bool whole) {
   }
 }
 
-// o += weights times values of keys [begin, end) of the tile that begins at `key`: chains of fma
-// over ascending keys. `exact` passes over weights of 0.
-void weigh(uint64_t v, int key, int begin, int end, int limit, bool exact) {
-  [[dont_unroll]] for (uint first = 0; first < kKeys; first += kSliceKeys) {
-    if (key + int(first + kSliceKeys) <= begin || key + int(first) >= end) continue;
-    stage_values(v, key + int(first), limit);
-    barrier();
+// o += weights times values of keys [first, last) of the tile that begins at `key`, in whole
+// slices: chains of fma over ascending keys. The first slice is loaded already. `exact` passes over
+// weights of 0.
+void weigh(uint64_t v, int key, uint first, uint last, int limit, bool exact) {
+  store_values(0);
+  barrier();
+  uint slice = 0;
+  [[dont_unroll]] for (; first < last; first += kSliceKeys) {
+    const bool more = first + kSliceKeys < last;
+    if (more) load_values(v, key + int(first + kSliceKeys), limit);
+    const uint values_at = slice * kValueSliceVecs + t_x;
     [[dont_unroll]] for (uint four = 0; four < kSliceKeys; four += 4) {
       uint columns[kTrVecs];
       [[unroll]] for (uint j = 0; j < kTrVecs; ++j) {
@@ -231,7 +258,7 @@ void weigh(uint64_t v, int key, int begin, int end, int limit, bool exact) {
           vec4 p[kTrVecs], values[kGroups];
           [[unroll]] for (uint j = 0; j < kTrVecs; ++j) p[j] = s_stage[columns[j] + i * kRowVecs];
           [[unroll]] for (uint g = 0; g < kGroups; ++g) {
-            values[g] = s_v[(four + i) * kColumns + g * kTx + t_x];
+            values[g] = s_v[values_at + (four + i) * kColumns + g * kTx];
           }
           [[unroll]] for (uint r = 0; r < kTr; ++r) {
             [[unroll]] for (uint g = 0; g < kGroups; ++g) {
@@ -244,7 +271,7 @@ void weigh(uint64_t v, int key, int begin, int end, int limit, bool exact) {
           vec4 p[kTrVecs];
           [[unroll]] for (uint j = 0; j < kTrVecs; ++j) p[j] = s_stage[columns[j] + i * kRowVecs];
           [[unroll]] for (uint g = 0; g < kGroups; ++g) {
-            const vec4 value = s_v[(four + i) * kColumns + g * kTx + t_x];
+            const vec4 value = s_v[values_at + (four + i) * kColumns + g * kTx];
             [[unroll]] for (uint r = 0; r < kTr; ++r) {
               const vec4 sum = fma(vec4(p[r / 4][r % 4]), value, t_o[r * kGroups + g]);
               t_o[r * kGroups + g] = p[r / 4][r % 4] == 0.0 ? t_o[r * kGroups + g] : sum;
@@ -253,6 +280,8 @@ void weigh(uint64_t v, int key, int begin, int end, int limit, bool exact) {
         }
       }
     }
+    slice = 1 - slice;
+    if (more) store_values(slice);
     barrier();
   }
 }
@@ -322,11 +351,11 @@ void main() {
   const uint64_t v = params.v + int64_t(batch_index) * params.v_batch +
                      int64_t(kv_head) * params.v_head;
 
-  // Ranges never step back from row to row: the tile sees [first.x, last.y), each row at least
-  // [last.x, first.y).
+  // Ranges never step back from row to row: the tile sees [early.x, late.y), each row at least
+  // [late.x, early.y).
   const uint index_last = min(t_first + kRows, params.index_end) - 1;
-  const ivec2 first = visible(batch, t_first / params.heads);
-  const ivec2 last = visible(batch, index_last / params.heads);
+  const ivec2 early = visible(batch, t_first / params.heads);
+  const ivec2 late = visible(batch, index_last / params.heads);
 
   if (t_id == 0) s_redo = 0;
   const uint split_first = params.split + (kPartial ? gl_WorkGroupID.y : 0);
@@ -334,7 +363,7 @@ void main() {
   [[dont_unroll]] for (uint split = split_first; split < split_last; ++split) {
     const int split_begin = int(split * kSplitLen);
     const int split_end = split_begin + int(kSplitLen);
-    const int begin = max(first.x, split_begin), end = min(last.y, split_end);
+    const int begin = max(early.x, split_begin), end = min(late.y, split_end);
     if (!kPartial && begin >= end) continue;
     bool exact = false;
     [[dont_unroll]] for (;;) {
@@ -343,12 +372,18 @@ void main() {
       for (uint r = t_id; r < kRows; r += kThreads) s_ml[r] = vec2(hidden(), 0.0);
       barrier();
       const int tile = begin - (begin - split_begin) % int(kKeys);
+      if (begin < end) load_slice(k, tile, batch.limit, 0);
       [[dont_unroll]] for (int key = tile; key < end; key += int(kKeys)) {
+        // Slices of v that no row of the tile sees are passed over.
+        const uint first_key = uint(max(begin - key, 0)) / kSliceKeys * kSliceKeys;
+        const uint last_key = min(uint(end - key), kKeys);
         multiply(k, key, batch.limit);
-        const bool whole = key >= last.x && key + int(kKeys) <= min(first.y, split_end) &&
+        const bool whole = key >= late.x && key + int(kKeys) <= min(early.y, split_end) &&
                            t_first + kRows <= params.index_end;
+        load_values(v, key + int(first_key), batch.limit);  // on their way during the softmax
         soften(batch_index, batch, key, split_end, whole);
-        weigh(v, key, begin, end, batch.limit, exact);
+        if (key + int(kKeys) < end) load_slice(k, key + int(kKeys), batch.limit, 0);
+        weigh(v, key, first_key, last_key, batch.limit, exact);
       }
       if (exact) break;
       if (suspicious()) s_redo = split + 1;
