@@ -9,6 +9,7 @@
 #include <span>
 
 #include "core/half.hpp"
+#include "core/normalise.hpp"
 #include "cpu/mask.hpp"
 
 namespace keyfold::cpu {
@@ -293,26 +294,17 @@ void CpuRun::finish(const MutableTensorView& out, const std::optional<MutableTen
       const std::int64_t group = block_.group_begin + index / per_group;
       const Row row = row_at(group, index % per_group);
       const RowState state = workspace_.states().at(index);
-      float m = *state.m, l = *state.l, weight = 1;
-      if (!problem_.sinks.empty()) {
-        const float sink = problem_.sinks[static_cast<std::size_t>(row.head)];
-        const float most = m > sink || m != m ? m : sink;
-        if (most != -INFINITY) {
-          weight = std::exp(m - most);
-          l = l * weight + (sink == most ? 1.0f : std::exp(sink - most));  // also for +Inf
-          m = most;
-        }
-      }
+      std::optional<float> sink;
+      if (!problem_.sinks.empty()) sink = problem_.sinks[static_cast<std::size_t>(row.head)];
+      const core::RowEnd end = core::end_row(*state.m, *state.l, sink);
       const std::int64_t step = out.strides[3] * size_of(out.dtype);
       std::byte* target = core::element(out, row.batch, row.head, row.row, 0);
       for (std::int64_t d = 0; d < problem_.shape.value_dim; ++d) {
-        // + 0: whether a zero was summed from hidden keys must not show in its sign.
-        const float value = l == 0 || weight == 0 ? 0.0f : weight * state.o[d] / l + 0.0f;
-        core::store_float(target + d * step, out.dtype, value);
+        core::store_float(target + d * step, out.dtype, core::normalised(end, state.o[d]));
       }
       if (lse) {
         core::store_float(core::element(*lse, row.batch, row.head, row.row, 0), DType::kFloat32,
-                          l == 0 ? -INFINITY : m + std::log(l));
+                          end.lse);
       }
     });
   });

@@ -86,8 +86,8 @@ float tanh_precise(float x) {
 
 // The keys that a row sees, before masks: [x, y) counted from the chunk's first key.
 ivec2 visible(Batch batch, uint row) {
-  const int begin = max(0, batch.first + int(row));
-  return ivec2(begin, max(begin, min(batch.limit, batch.last + int(row))));
+  const int end = max(0, min(batch.limit, batch.last + int(row)));
+  return ivec2(clamp(batch.first + int(row), 0, end), end);
 }
 
 // One element of the mask at any byte address, by aligned words that it touches.
