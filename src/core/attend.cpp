@@ -134,14 +134,13 @@ Plan plan(const AttentionShape& shape, const AttentionOptions& options) {
   return core::guard_memory([&] {
     const core::Session session(core::make_problem(shape, nullptr, options), options.run);
     const std::vector<core::Block> blocks = session.blocks();
-    const core::CutRule rule = session.cut_rule(shape.kv_len);
     const core::KernelInfo& kernel = session.kernel();
 
     Plan plan;
     plan.backend = session.report().backend;
     plan.kernel = kernel.name;
     plan.split_len = kernel.split_len;
-    plan.paced = !rule.whole;
+    plan.paced = !session.cut_rule(blocks.front(), shape.kv_len).whole;
     plan.budget_ms = session.settings().budget_seconds * 1e3;
     plan.num_row_blocks = static_cast<std::int64_t>(blocks.size());
     plan.rows_per_block = blocks.front().row_end - blocks.front().row_begin;
@@ -151,7 +150,8 @@ Plan plan(const AttentionShape& shape, const AttentionOptions& options) {
 
     core::Pacer pacer(session.settings().budget_seconds, kernel.first_dispatch_flops);
     for (const core::Block& block : blocks) {
-      core::ChunkCutter cutter(session.problem(), block, {0, shape.kv_len}, rule);
+      core::ChunkCutter cutter(session.problem(), block, {0, shape.kv_len},
+                               session.cut_rule(block, shape.kv_len));
       while (const auto chunk = cutter.next(pacer.next_flops())) {
         pacer.record(chunk->flops, chunk->flops / kernel.flops_per_second);
         const ChunkBox& box = chunk->box;

@@ -90,6 +90,12 @@ class Backend {
   /// Scratch bytes of a run over `groups` x `rows`, never decreasing in either, whatever the keys.
   virtual std::int64_t scratch_bytes(const Problem& problem, std::int64_t groups, std::int64_t rows,
                                      int num_threads) const = 0;
+  /// The most keys of a chunk of the block, a multiple of split_len: what the room for keys that
+  /// are copied to the device holds.
+  virtual std::int64_t max_chunk_keys([[maybe_unused]] const Problem& problem,
+                                      [[maybe_unused]] const Block& block) const {
+    return kUnknownLength;
+  }
   /// Begins a run from the empty state. `problem` outlives the run.
   virtual std::unique_ptr<Run> begin(const Problem& problem, const Block& block,
                                      int num_threads) = 0;

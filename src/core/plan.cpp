@@ -104,7 +104,7 @@ void ChunkCutter::begin_sweep(double max_pairs) {
       if (rule_.chunk_keys > 0) keys = std::min(keys, rule_.chunk_keys);
     }
   }
-  sweep_end_ = sweep_begin_ + std::min(keys, left);
+  sweep_end_ = sweep_begin_ + std::min({keys, left, rule_.max_keys});
   rows_ = problem_->rows_seeing({sweep_begin_, sweep_end_}, {block_.row_begin, block_.row_end});
   // A row cut stays on the block's grid of row_align rows.
   rows_.begin -= (rows_.begin - block_.row_begin) % rule_.row_align;

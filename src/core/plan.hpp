@@ -18,8 +18,9 @@ std::vector<Block> plan_blocks(const Problem& problem, const Backend& backend,
 struct CutRule {
   std::int64_t split_len = 0;  ///< chunk boundaries are multiples of it
   std::int64_t row_align = 1;  ///< row cuts are multiples of it, counted from the block's first row
-  std::int64_t chunk_keys = 0;  ///< keys per chunk, a multiple of split_len; 0: by work
-  bool whole = false;           ///< one chunk, whatever its work
+  std::int64_t chunk_keys = 0;             ///< keys per chunk, a multiple of split_len; 0: by work
+  bool whole = false;                      ///< one chunk, whatever its work
+  std::int64_t max_keys = kUnknownLength;  ///< per chunk, whatever the rest says
 };
 
 /// Cuts a block's rows x keys into chunks on demand. A sweep is a range of splits; all rows of all

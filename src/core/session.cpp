@@ -33,12 +33,13 @@ Session::Session(Problem problem, const RunOptions& options)
   }
 }
 
-CutRule Session::cut_rule(std::int64_t num_keys) const {
+CutRule Session::cut_rule(const Block& block, std::int64_t num_keys) const {
   const std::int64_t split = kernel_.split_len;
   return {.split_len = split,
           .row_align = kernel_.row_align,
           .chunk_keys = (settings_.chunk_size + split - 1) / split * split,
-          .whole = num_keys < settings_.chunk_threshold};
+          .whole = num_keys < settings_.chunk_threshold,
+          .max_keys = backend_->max_chunk_keys(problem_, block)};
 }
 
 std::vector<Block> Session::blocks(std::int64_t max_scratch_bytes) const {
@@ -191,7 +192,7 @@ void Session::lost(const DeviceLost& error) {
 
 void Session::fold(Run& run, const Block& block, const KeySource& source, KeyRange keys) {
   source_ = source;
-  at_.cutter.emplace(problem_, block, keys, cut_rule(keys.size()));
+  at_.cutter.emplace(problem_, block, keys, cut_rule(block, keys.size()));
   if (recoveries_ > 0) at_.cutter->obey_work();
   kept();  // the run is empty, or was kept before
   survive(run, nullptr, [&] { drive(run); });

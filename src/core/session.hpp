@@ -23,8 +23,8 @@ class Session {
   const Settings& settings() const { return settings_; }
   Backend& backend() { return *backend_; }
 
-  /// How a range of this many keys is cut.
-  CutRule cut_rule(std::int64_t num_keys) const;
+  /// How this many keys of a block are cut.
+  CutRule cut_rule(const Block& block, std::int64_t num_keys) const;
   /// The row blocks of a call.
   std::vector<Block> blocks() const { return blocks(settings_.max_scratch_bytes); }
   std::vector<Block> blocks(std::int64_t max_scratch_bytes) const;

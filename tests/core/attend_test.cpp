@@ -147,6 +147,32 @@ TEST_F(AttendTest, ChunkSizeAndThreshold) {
   expect_complete();
 }
 
+TEST_F(AttendTest, ChunksKeepToTheKeysThatTheBackendHasRoomFor) {
+  backend_.script.max_chunk_keys = 192;
+  for (const std::int64_t chunk_size : {0, 64, 640}) {
+    for (const std::int64_t threshold : {0, 10000}) {
+      backend_.log = {};
+      options_.chunk_size.reset();
+      if (chunk_size > 0) options_.chunk_size = chunk_size;
+      options_.chunk_threshold = threshold;
+      attend();
+      expect_complete();
+      AttentionOptions options = call_.options;
+      options.run = options_;
+      const Plan plan = keyfold::plan(call_.shape(), options);
+      std::int64_t most = 0;
+      for (const core::Chunk& chunk : backend_.log.chunks)
+        most = std::max(most, chunk.box.key_end - chunk.box.key_begin);
+      EXPECT_EQ(most, chunk_size == 64 && threshold == 0 ? 64 : 192);
+      EXPECT_EQ(plan.keys_per_chunk, most);
+      if (threshold > 0) {
+        EXPECT_EQ(backend_.log.chunks.size(), 4u);
+        EXPECT_EQ(plan.chunks.size(), 4u);
+      }
+    }
+  }
+}
+
 TEST_F(AttendTest, ProgressRisesToOne) {
   for (const std::int64_t scratch : {1 << 20, 9000}) {
     options_.chunk_size = 64;

@@ -75,6 +75,7 @@ TEST(ChunkCutter, CoversEveryVisiblePairOnceInAscendingOrder) {
                  .row_align = std::int64_t{1} << rng.between(0, 5)};
     if (rng.one_in(3)) rule.chunk_keys = rule.split_len * rng.between(1, 5);
     rule.whole = rng.one_in(8);
+    if (rng.one_in(4)) rule.max_keys = rule.split_len * rng.between(1, 4);
     const KeyRange keys{0, p.shape.kv_len};
     FoldCheck fold(p, block, keys, rule.split_len);
     ChunkCutter cutter(p, block, keys, rule);
@@ -93,13 +94,14 @@ TEST(ChunkCutter, CoversEveryVisiblePairOnceInAscendingOrder) {
       ASSERT_EQ((box.row_begin - block.row_begin) % rule.row_align, 0);
       ASSERT_TRUE(rule.chunk_keys == 0 || rule.whole ||
                   box.key_end - box.key_begin <= rule.chunk_keys);
+      ASSERT_LE(box.key_end - box.key_begin, rule.max_keys);
       pairs += p.visible_pairs(box);
       ++chunks;
     }
     EXPECT_TRUE(fold.complete());
     EXPECT_EQ(pairs, p.visible_pairs({block.group_begin, block.group_end, block.row_begin,
                                       block.row_end, 0, p.shape.kv_len}));
-    EXPECT_TRUE(!rule.whole || chunks <= 1);
+    EXPECT_TRUE(!rule.whole || chunks <= 1 || rule.max_keys < p.shape.kv_len);
   }
 }
 
@@ -138,6 +140,7 @@ TEST(ChunkCutter, KeepsToWorkThatShrinksInsideASweepAndCopiesGoOnAlike) {
                  .row_align = std::int64_t{1} << rng.between(0, 5)};
     if (rng.one_in(3)) rule.chunk_keys = rule.split_len * rng.between(1, 5);
     rule.whole = rng.one_in(8);
+    if (rng.one_in(4)) rule.max_keys = rule.split_len * rng.between(1, 4);
     const Block block = random_block(p, rng);
     const KeyRange keys{0, p.shape.kv_len};
     FoldCheck fold(p, block, keys, rule.split_len);

@@ -57,6 +57,7 @@ struct Script {
   std::function<void()> on_checkpoint = [] {};
   std::function<void()> on_recover = [] {};
   std::int64_t bytes_per_row = 64;
+  std::int64_t max_chunk_keys = core::kUnknownLength;
 };
 
 /// What the core did.
@@ -80,6 +81,9 @@ class ScriptedBackend : public core::Backend {
   core::KernelInfo kernel(const core::Problem&) const override { return script.kernel; }
   std::int64_t scratch_bytes(const core::Problem& problem, std::int64_t groups, std::int64_t rows,
                              int num_threads) const override;
+  std::int64_t max_chunk_keys(const core::Problem&, const core::Block&) const override {
+    return script.max_chunk_keys;
+  }
   std::unique_ptr<core::Run> begin(const core::Problem& problem, const core::Block& block,
                                    int num_threads) override;
 
