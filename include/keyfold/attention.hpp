@@ -37,6 +37,8 @@ struct Report {
 /// lse -inf (with a sink: 0 and the sink). A score of -inf is the same as a hidden key. Hidden
 /// keys, and keys behind kv_lens, never influence the result, whatever they hold.
 ///
+/// k and v may both be in a DeviceBuffer (device_memory.hpp); the call then runs on its backend.
+///
 /// Accumulates in float32. The bits of the result depend on q, k, v, the options that define the
 /// formula and the kernel (DeviceInfo::kernel), and on nothing in RunOptions, on no other row and
 /// on no other batch entry.

@@ -278,6 +278,37 @@ KEYFOLD_API keyfold_status keyfold_state_next_key(const keyfold_state* state, in
 /** Frees the state. */
 KEYFOLD_API void keyfold_state_destroy(keyfold_state* state);
 
+/* ---- Memory on a device ------------------------------------------------------------------------
+ */
+
+/** Memory of a backend's device, for keys and values that many calls use. Its address is one that
+ * the host can name but not touch. */
+typedef struct keyfold_device_buffer keyfold_device_buffer;
+
+/** Allocates `bytes` > 0 on the device of a backend, as keyfold_device_list_create() lists it;
+ * KEYFOLD_UNSUPPORTED where that has no memory of its own (the CPU). */
+KEYFOLD_API keyfold_status keyfold_device_buffer_create(const char* backend, int64_t bytes,
+                                                        keyfold_device_buffer** buffer);
+
+/** The buffer's address. It is for DLTensor.data (device kDLCPU, byte_offset as ever) of k and v,
+ * both or neither, on one backend, which is then the default for the call; each tensor must lie
+ * inside its buffer. All other tensors are in host memory. */
+KEYFOLD_API keyfold_status keyfold_device_buffer_data(const keyfold_device_buffer* buffer,
+                                                      void** data);
+
+/** Copies `bytes` from host memory to `offset` of the buffer; returns when that is done. Not while
+ * a call uses the buffer. */
+KEYFOLD_API keyfold_status keyfold_device_buffer_upload(keyfold_device_buffer* buffer,
+                                                        int64_t offset, const void* from,
+                                                        int64_t bytes);
+
+/** Copies `bytes` from `offset` of the buffer to host memory; returns when that is done. */
+KEYFOLD_API keyfold_status keyfold_device_buffer_download(const keyfold_device_buffer* buffer,
+                                                          int64_t offset, void* to, int64_t bytes);
+
+/** Frees the buffer, which no call may be using. */
+KEYFOLD_API void keyfold_device_buffer_destroy(keyfold_device_buffer* buffer);
+
 /* ---- What a call will do, and where ------------------------------------------------------------
  */
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "keyfold/attention.hpp"
+#include "keyfold/device_memory.hpp"
 #include "keyfold/error.hpp"
 #include "keyfold/options.hpp"
 #include "keyfold/plan.hpp"

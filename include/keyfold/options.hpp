@@ -19,7 +19,8 @@ namespace keyfold {
 /// A field that is not set is taken from the environment variable named beside it, and else from
 /// its default. A variable that does not parse or is out of range is an InvalidArgument.
 struct RunOptions {
-  /// Backend name, as devices() lists it. KEYFOLD_BACKEND; default: the first one that can.
+  /// Backend name, as devices() lists it. KEYFOLD_BACKEND; default: the one that
+  /// holds the keys, if they are in a DeviceBuffer, else the first one that can.
   std::optional<std::string> backend;
   /// Longest device time of one dispatch in milliseconds, 0.1 to 60000. KEYFOLD_BUDGET_MS; default
   /// 100.

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/device_memory.hpp"
 #include "core/guard.hpp"
 #include "core/half.hpp"
 #include "core/session.hpp"
@@ -109,11 +110,14 @@ Report scaled_dot_product_attention(const TensorView& q, const TensorView& k, co
   return core::guard_memory([&] {
     const AttentionShape shape = core::check_call(q, k, v);
     core::check_output(shape, out, options.lse);
-    core::Session session(core::make_problem(shape, &q, options), options.run);
+    const core::KeySource source = core::locate_keys(k, v, 0);
+    core::Session session(core::make_problem(shape, &q, options), options.run,
+                          core::backend_of(source));
+    session.check_reaches(source);
     std::vector<core::Block> blocks = session.blocks();
     std::string why, tried;
     for (;;) {
-      const auto report = core::attend(session, blocks, {k, v, 0}, out, options.lse, why);
+      const auto report = core::attend(session, blocks, source, out, options.lse, why);
       if (report) return *report;
       // Half of the scratch, then, in more blocks; at last one query row of one group.
       const std::int64_t bytes = session.scratch_bytes(blocks);

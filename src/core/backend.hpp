@@ -38,11 +38,32 @@ struct Block {
   std::int64_t row_begin = 0, row_end = 0;
 };
 
+/// Memory on a backend's device, behind a DeviceBuffer. Both copies lie inside it, have bytes > 0,
+/// and are complete when they return; they throw RunError when the device fails, also later, when a
+/// new device has taken its place. One is used by one thread at a time, except for download().
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  virtual void upload(std::int64_t offset, const void* from, std::int64_t bytes) = 0;
+  virtual void download(std::int64_t offset, void* to, std::int64_t bytes) const = 0;
+};
+
+/// Where a tensor's first element is in device memory.
+struct DevicePlace {
+  DeviceMemory* memory = nullptr;  ///< made by this backend's allocate(); null for host memory
+  std::int64_t offset = 0;         ///< bytes
+};
+
 /// Keys and values in memory: k [batch, num_kv_heads, n, head_dim], v [..., value_dim].
 struct KeySource {
-  TensorView k;
+  TensorView k;  ///< when it is on the device, its data is an address that faults, and so is v's
   TensorView v;
   std::int64_t first_key = 0;  ///< absolute position of k's and v's row 0
+  DevicePlace k_device{};
+  DevicePlace v_device{};
+
+  /// Both are, or neither.
+  bool on_device() const { return k_device.memory != nullptr; }
 };
 
 /// One dispatch. Its keys begin at a multiple of split_len, lie inside the source, and end at such
@@ -91,10 +112,17 @@ class Backend {
   virtual std::int64_t scratch_bytes(const Problem& problem, std::int64_t groups, std::int64_t rows,
                                      int num_threads) const = 0;
   /// The most keys of a chunk of the block, a multiple of split_len: what the room for keys that
-  /// are copied to the device holds.
+  /// are copied to the device holds, unless they are there already.
   virtual std::int64_t max_chunk_keys([[maybe_unused]] const Problem& problem,
-                                      [[maybe_unused]] const Block& block) const {
+                                      [[maybe_unused]] const Block& block,
+                                      [[maybe_unused]] bool keys_on_device) const {
     return kUnknownLength;
+  }
+  /// Memory on the device for keys and values. Throws RunError: unsupported, or out of memory.
+  virtual std::shared_ptr<DeviceMemory> allocate([[maybe_unused]] std::int64_t bytes) {
+    throw RunError(ErrorCode::kUnsupported, "backend '" + device().backend +
+                                                "' has no memory of its own: it reads k and v "
+                                                "where they are");
   }
   /// Begins a run from the empty state. `problem` outlives the run.
   virtual std::unique_ptr<Run> begin(const Problem& problem, const Block& block,

@@ -52,6 +52,16 @@ std::vector<std::shared_ptr<Backend>> backends() {
   return registered();
 }
 
+std::shared_ptr<Backend> find_backend(const std::string& name) {
+  std::string names;
+  for (const auto& backend : backends()) {
+    const std::string other = backend->device().backend;
+    if (other == name) return backend;
+    names += (names.empty() ? "" : ", ") + other;
+  }
+  throw InvalidArgument("backend", "expected one of " + names + ", got '" + name + "'");
+}
+
 std::shared_ptr<Backend> select_backend(const Settings& settings, const Problem& problem) {
   std::string reasons, names;
   const auto find = [&](const auto& list) -> std::shared_ptr<Backend> {

@@ -6,6 +6,7 @@
 #include <sstream>
 #include <string>
 
+#include "core/device_memory.hpp"
 #include "core/guard.hpp"
 #include "core/registry.hpp"
 
@@ -17,12 +18,19 @@ double elapsed_ms(std::chrono::steady_clock::time_point start) {
       .count();
 }
 
+/// The settings, with the backend `home` where they name none.
+Settings settings_at(const RunOptions& options, const std::string& home) {
+  Settings settings = resolve_settings(options);
+  if (!settings.backend && !home.empty()) settings.backend = home;
+  return settings;
+}
+
 }  // namespace
 
-Session::Session(Problem problem, const RunOptions& options)
+Session::Session(Problem problem, const RunOptions& options, const std::string& home)
     : problem_(std::move(problem)),
       options_(options),
-      settings_(resolve_settings(options)),
+      settings_(settings_at(options, home)),
       backend_(select_backend(settings_, problem_)),
       kernel_(backend_->kernel(problem_)),
       pacer_(settings_.budget_seconds, kernel_.first_dispatch_flops) {
@@ -33,13 +41,21 @@ Session::Session(Problem problem, const RunOptions& options)
   }
 }
 
-CutRule Session::cut_rule(const Block& block, std::int64_t num_keys) const {
+void Session::check_reaches(const KeySource& source) const {
+  const std::string here = backend_->device().backend, there = backend_of(source);
+  if (there.empty() || there == here) return;
+  throw InvalidArgument("k", "expected host memory, or a device buffer on backend '" + here +
+                                 "', where this runs, got one on backend '" + there +
+                                 "'; name that backend, or none");
+}
+
+CutRule Session::cut_rule(const Block& block, std::int64_t num_keys, bool keys_on_device) const {
   const std::int64_t split = kernel_.split_len;
   return {.split_len = split,
           .row_align = kernel_.row_align,
           .chunk_keys = (settings_.chunk_size + split - 1) / split * split,
           .whole = num_keys < settings_.chunk_threshold,
-          .max_keys = backend_->max_chunk_keys(problem_, block)};
+          .max_keys = backend_->max_chunk_keys(problem_, block, keys_on_device)};
 }
 
 std::vector<Block> Session::blocks(std::int64_t max_scratch_bytes) const {
@@ -174,6 +190,12 @@ void Session::survive(Run& run, Run* other, const Step& step) {
 
 void Session::lost(const DeviceLost& error) {
   if (kernel_.checkpoint_seconds == 0) throw;
+  if (source_.on_device()) {
+    throw RunError(ErrorCode::kDeviceFailure,
+                   std::string(error.what()) +
+                       ": the keys and values in its device buffers are gone with it; make these "
+                       "buffers anew, and lower budget_ms if it happens again");
+  }
   recoveries_ += 1;
   losses_ += 1;
   if (losses_ >= kMostLosses) {
@@ -192,7 +214,7 @@ void Session::lost(const DeviceLost& error) {
 
 void Session::fold(Run& run, const Block& block, const KeySource& source, KeyRange keys) {
   source_ = source;
-  at_.cutter.emplace(problem_, block, keys, cut_rule(block, keys.size()));
+  at_.cutter.emplace(problem_, block, keys, cut_rule(block, keys.size(), source.on_device()));
   if (recoveries_ > 0) at_.cutter->obey_work();
   kept();  // the run is empty, or was kept before
   survive(run, nullptr, [&] { drive(run); });

@@ -15,8 +15,11 @@ namespace keyfold::core {
 
 class Session {
  public:
-  /// Resolves the settings and selects the backend; throws what they throw.
-  Session(Problem problem, const RunOptions& options);
+  /// Resolves the settings and selects the backend, which is `home` (a name, or empty) unless they
+  /// name another; throws what they throw.
+  Session(Problem problem, const RunOptions& options, const std::string& home = {});
+  /// Throws InvalidArgument when the source is on another device than this session's.
+  void check_reaches(const KeySource& source) const;
 
   const Problem& problem() const { return problem_; }
   const KernelInfo& kernel() const { return kernel_; }
@@ -24,7 +27,7 @@ class Session {
   Backend& backend() { return *backend_; }
 
   /// How this many keys of a block are cut.
-  CutRule cut_rule(const Block& block, std::int64_t num_keys) const;
+  CutRule cut_rule(const Block& block, std::int64_t num_keys, bool keys_on_device = false) const;
   /// The row blocks of a call.
   std::vector<Block> blocks() const { return blocks(settings_.max_scratch_bytes); }
   std::vector<Block> blocks(std::int64_t max_scratch_bytes) const;

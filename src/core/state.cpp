@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "core/device_memory.hpp"
 #include "core/guard.hpp"
 #include "core/session.hpp"
 #include "core/tail.hpp"
@@ -32,10 +33,11 @@ class AttentionState::Impl {
   Impl(const TensorView& q, const AttentionOptions& options, std::int64_t first_key)
       : q_(q),
         options_(options),
-        kv_lens_(options.kv_lens.begin(), options.kv_lens.end()),
         shape_(core::check_query(q)),
         first_key_(first_key),
         tail_begin_(first_key) {
+    core::check_on_host("kv_lens", options.kv_lens.data());
+    kv_lens_.assign(options.kv_lens.begin(), options.kv_lens.end());
     options_.kv_lens = kv_lens_;
     options_.lse.reset();
     shape_.kv_len = core::kUnknownLength;
@@ -43,13 +45,7 @@ class AttentionState::Impl {
     AttentionShape likely = shape_;
     likely.num_kv_heads = shape_.num_heads;
     likely.value_dim = shape_.head_dim;
-    const core::Session session(core::make_problem(likely, &q_, options_), options_.run);
-    const std::int64_t split_len = session.kernel().split_len;
-    if (first_key < 0 || first_key > core::kUnknownLength || first_key % split_len != 0) {
-      throw InvalidArgument("first_key",
-                            "expected a multiple of split_len = " + std::to_string(split_len) +
-                                " from 0 to 2^60, got " + std::to_string(first_key));
-    }
+    check_first_key(core::Session(core::make_problem(likely, &q_, options_), options_.run));
   }
 
   std::int64_t next_key() const { return tail_begin_ + (tail_ ? tail_->size() : 0); }
@@ -63,24 +59,25 @@ class AttentionState::Impl {
     }
     const std::int64_t count = core::check_keys(shape, k, v);
     check_mask_reaches(count);
-    if (!session_) begin(shape);
+    const core::KeySource source = core::locate_keys(k, v, next_key());
+    if (!session_) begin(shape, core::backend_of(source), &source);
+    session_->check_reaches(source);
 
     usable_ = false;  // until all of these keys are folded or kept
-    const std::int64_t first_key = next_key();
     std::int64_t used = 0;
     if (tail_->size() > 0) {
       used = std::min(count, tail_->room());
-      append(k, v, {0, used}, first_key);
+      append(source, {0, used});
       if (tail_->room() == 0) fold_tail();
     }
     const std::int64_t split_len = session_->kernel().split_len;
     const std::int64_t whole = (count - used) / split_len * split_len;
     if (whole > 0) {
-      fold({k, v, first_key}, {tail_begin_, tail_begin_ + whole});
+      fold(source, {tail_begin_, tail_begin_ + whole});
       tail_begin_ += whole;
       used += whole;
     }
-    if (used < count) append(k, v, {used, count}, first_key + used);
+    if (used < count) append(source, {used, count});
     usable_ = true;
   }
 
@@ -103,7 +100,7 @@ class AttentionState::Impl {
         throw InvalidArgument("other", "expected a state of the same q");
       }
       check_same(core::make_problem(theirs.shape, &q_, options_));
-      begin(theirs.shape);
+      begin(theirs.shape, other.session_->report().backend);
     }
     if (session_->report().kernel != other.session_->report().kernel) {
       throw InvalidArgument("other", "expected a state of the same kernel (" +
@@ -125,7 +122,7 @@ class AttentionState::Impl {
       shape.value_dim = out.sizes[3];
     }
     core::check_output(shape, out, lse);
-    if (!session_) begin(shape);
+    if (!session_) begin(shape, {});
     usable_ = false;
     fold_tail();
     session_->finish(*run_, out, lse);
@@ -153,9 +150,22 @@ class AttentionState::Impl {
     }
   }
 
-  void begin(const AttentionShape& shape) {
-    auto session =
-        std::make_unique<core::Session>(core::make_problem(shape, &q_, options_), options_.run);
+  void check_first_key(const core::Session& session) const {
+    const std::int64_t split_len = session.kernel().split_len;
+    if (first_key_ >= 0 && first_key_ <= core::kUnknownLength && first_key_ % split_len == 0)
+      return;
+    throw InvalidArgument("first_key",
+                          "expected a multiple of split_len = " + std::to_string(split_len) +
+                              " from 0 to 2^60, got " + std::to_string(first_key_));
+  }
+
+  /// Begins on the backend `home`, unless the options name another. An error leaves no trace.
+  void begin(const AttentionShape& shape, const std::string& home,
+             const core::KeySource* source = nullptr) {
+    auto session = std::make_unique<core::Session>(core::make_problem(shape, &q_, options_),
+                                                   options_.run, home);
+    if (source) session->check_reaches(*source);
+    check_first_key(*session);  // the backend may be another than at first
     const std::vector<core::Block> blocks = session->blocks();
     if (blocks.size() != 1) {
       const core::Block all{0, session->problem().num_groups(), 0, shape.q_len};
@@ -185,9 +195,8 @@ class AttentionState::Impl {
     session_->keep(*run_);
   }
 
-  void append(const TensorView& k, const TensorView& v, core::KeyRange rows,
-              std::int64_t first_key) {
-    tail_->append(k, v, rows, first_key, session_->problem().key_limit);
+  void append(const core::KeySource& source, core::KeyRange rows) {
+    tail_->append(source, rows, session_->problem().key_limit);
   }
 
   void fold_tail() {

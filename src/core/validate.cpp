@@ -6,6 +6,7 @@
 #include <numeric>
 #include <string>
 
+#include "core/device_memory.hpp"
 #include "core/half.hpp"
 
 namespace keyfold::core {
@@ -111,7 +112,10 @@ void check_sizes(const char* name, const TensorView& view, const Dims& expected)
   if (view.sizes != expected) fail(name, "sizes " + text(expected), text(view.sizes));
 }
 
-void check_view(const char* name, const TensorView& view, bool written) {
+namespace {
+
+/// check_view() wherever the memory is.
+void check_layout(const char* name, const TensorView& view, bool written = false) {
   const std::int64_t bytes = size_of(view.dtype);
   std::int64_t last = 0, count = 1;
   for (std::size_t i = 0; i < view.sizes.size(); ++i) {
@@ -157,6 +161,13 @@ void check_view(const char* name, const TensorView& view, bool written) {
   }
 }
 
+}  // namespace
+
+void check_view(const char* name, const TensorView& view, bool written) {
+  check_layout(name, view, written);
+  check_on_host(name, view.data);
+}
+
 AttentionShape check_query(const TensorView& q) {
   check_float_dtype("q", q.dtype);
   for (const std::int64_t size : q.sizes) {
@@ -182,8 +193,8 @@ std::int64_t check_keys(const AttentionShape& shape, const TensorView& k, const 
   check_dtype("v", v.dtype, shape.dtype);
   check_sizes("k", k, {shape.batch, shape.num_kv_heads, k.sizes[2], shape.head_dim});
   check_sizes("v", v, {shape.batch, shape.num_kv_heads, k.sizes[2], shape.value_dim});
-  check_view("k", k);
-  check_view("v", v);
+  check_layout("k", k);
+  check_layout("v", v);
   return k.sizes[2];
 }
 
@@ -236,6 +247,7 @@ Problem make_problem(const AttentionShape& shape, const TensorView* q,
 
   p.key_limit.assign(static_cast<std::size_t>(shape.batch), shape.kv_len);
   if (!options.kv_lens.empty()) {
+    check_on_host("kv_lens", options.kv_lens.data());
     if (static_cast<std::int64_t>(options.kv_lens.size()) != shape.batch) {
       fail("kv_lens", "one length per batch entry, " + std::to_string(shape.batch),
            std::to_string(options.kv_lens.size()));

@@ -19,8 +19,8 @@ std::int64_t check_keys(const AttentionShape& shape, const TensorView& k, const 
 void check_output(const AttentionShape& shape, const MutableTensorView& out,
                   const std::optional<MutableTensorView>& lse);
 
-/// A view by itself: non-null aligned data (unless it is empty), sizes and strides >= 0, all byte
-/// offsets within 63 bits; if `written`, no two elements at one address.
+/// A view by itself, in host memory: non-null aligned data (unless it is empty), sizes and strides
+/// >= 0, all byte offsets within 63 bits; if `written`, no two elements at one address.
 void check_view(const char* name, const TensorView& view, bool written = false);
 
 /// Throws InvalidArgument unless the sizes are as expected.

@@ -46,7 +46,7 @@ class RecoveryTest : public testing::Test {
     options.kv_lens = lengths;
     AttentionState state(call_.q, options);
     std::set<const void*> dead;
-    backend_.script.on_source = [&](const core::KeySource& source) {
+    backend_.script.on_source = [&](const ChunkBox&, const core::KeySource& source) {
       EXPECT_FALSE(dead.contains(source.k.data));
       EXPECT_FALSE(dead.contains(source.v.data));
     };
@@ -61,7 +61,7 @@ class RecoveryTest : public testing::Test {
     }
     EXPECT_EQ(begin, kKeys);
     const Report report = state.finish(out_.mutable_view());
-    backend_.script.on_source = [](const core::KeySource&) {};
+    backend_.script.on_source = [](const ChunkBox&, const core::KeySource&) {};
     return report;
   }
 

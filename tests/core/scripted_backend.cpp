@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <deque>
 
 #include "core/half.hpp"
@@ -81,7 +82,7 @@ class ScriptedRun : public core::Run {
   void submit(const core::Chunk& chunk, const core::KeySource& source) override {
     const auto index = static_cast<std::int64_t>(log_.chunks.size());
     EXPECT_FALSE(lost_);
-    script_.on_source(source);
+    script_.on_source(chunk.box, source);
     on_device([&] { script_.on_submit(index); });
     EXPECT_LE(source.first_key, chunk.box.key_begin);
     EXPECT_LE(chunk.box.key_end, source.first_key + source.k.sizes[2]);
@@ -162,7 +163,29 @@ class ScriptedRun : public core::Run {
   std::deque<std::int64_t> queue_;
 };
 
+/// Host memory that only upload() and download() reach.
+class ScriptedMemory : public core::DeviceMemory {
+ public:
+  explicit ScriptedMemory(std::int64_t bytes) : data_(static_cast<std::size_t>(bytes)) {}
+  void upload(std::int64_t offset, const void* from, std::int64_t bytes) override {
+    ASSERT_LE(offset + bytes, static_cast<std::int64_t>(data_.size()));
+    std::memcpy(data_.data() + offset, from, static_cast<std::size_t>(bytes));
+  }
+  void download(std::int64_t offset, void* to, std::int64_t bytes) const override {
+    ASSERT_LE(offset + bytes, static_cast<std::int64_t>(data_.size()));
+    std::memcpy(to, data_.data() + offset, static_cast<std::size_t>(bytes));
+  }
+
+ private:
+  std::vector<std::byte> data_;
+};
+
 }  // namespace
+
+std::shared_ptr<core::DeviceMemory> ScriptedBackend::allocate(std::int64_t bytes) {
+  script.on_allocate(bytes);
+  return std::make_shared<ScriptedMemory>(bytes);
+}
 
 ScriptedBackend& ScriptedBackend::fresh() {
   static const std::shared_ptr<ScriptedBackend> instance = [] {

@@ -50,9 +50,12 @@ struct Script {
   /// Called when dispatch `index` is submitted or waited for; may throw.
   std::function<void(std::int64_t index)> on_submit = [](std::int64_t) {};
   std::function<void(std::int64_t index)> on_wait = [](std::int64_t) {};
-  std::function<void(const core::KeySource&)> on_source = [](const core::KeySource&) {};
+  /// What each chunk's keys come from.
+  std::function<void(const ChunkBox&, const core::KeySource&)> on_source =
+      [](const ChunkBox&, const core::KeySource&) {};
   std::function<void()> on_finish = [] {};
   std::function<void(const core::Block&)> on_begin = [](const core::Block&) {};
+  std::function<void(std::int64_t bytes)> on_allocate = [](std::int64_t) {};
   std::function<void()> on_merge = [] {};
   std::function<void()> on_checkpoint = [] {};
   std::function<void()> on_recover = [] {};
@@ -81,9 +84,11 @@ class ScriptedBackend : public core::Backend {
   core::KernelInfo kernel(const core::Problem&) const override { return script.kernel; }
   std::int64_t scratch_bytes(const core::Problem& problem, std::int64_t groups, std::int64_t rows,
                              int num_threads) const override;
-  std::int64_t max_chunk_keys(const core::Problem&, const core::Block&) const override {
-    return script.max_chunk_keys;
+  std::int64_t max_chunk_keys(const core::Problem&, const core::Block&,
+                              bool keys_on_device) const override {
+    return keys_on_device ? core::kUnknownLength : script.max_chunk_keys;
   }
+  std::shared_ptr<core::DeviceMemory> allocate(std::int64_t bytes) override;
   std::unique_ptr<core::Run> begin(const core::Problem& problem, const core::Block& block,
                                    int num_threads) override;
 
