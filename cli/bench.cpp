@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <keyfold/device_memory.hpp>
+#include <numeric>
 #include <vector>
 
 #include "bench_plot.hpp"
@@ -21,6 +23,7 @@ namespace {
 struct Result {
   std::vector<double> times_ms;                  ///< wall time of each run, ascending
   std::vector<std::vector<double>> dispatch_ms;  ///< device time of each dispatch of each run
+  std::vector<double> device_ms;                 ///< their sum in each run, ascending
   Report report;                                 ///< of the last run
   double budget_ms = 0;
   int num_threads = 0;              ///< of the CPU backend, else 0
@@ -60,6 +63,28 @@ int cpu_threads(const std::string& backend, const RunOptions& options) {
   return 0;
 }
 
+double median(const std::vector<double>& ascending) {
+  return (ascending[(ascending.size() - 1) / 2] + ascending[ascending.size() / 2]) / 2;
+}
+
+/// A tensor copied into the memory of the backend's device.
+class ResidentTensor {
+ public:
+  ResidentTensor(const std::string& backend, const TensorView& from)
+      : buffer_(backend, std::max<std::int64_t>(1, bytes(from))), view_(from) {
+    if (bytes(from) > 0) buffer_.upload(0, from.data, bytes(from));
+    view_.data = buffer_.data();
+  }
+  const TensorView& view() const { return view_; }
+
+ private:
+  static std::int64_t bytes(const TensorView& t) {
+    return t.sizes[0] * t.sizes[1] * t.sizes[2] * t.sizes[3] * size_of(t.dtype);
+  }
+  DeviceBuffer buffer_;
+  TensorView view_;
+};
+
 class BenchCommand : public Command {
  public:
   CLI::App* add_to(CLI::App& app) override {
@@ -72,6 +97,9 @@ class BenchCommand : public Command {
     add_length(*command, "--warmup", warmup_, {0, 100000}, "Runs before them that are not");
     command->add_flag("--no-ceilings", no_ceilings_,
                       "Do not measure the machine's FMA peak and read bandwidth");
+    command->add_flag("--resident", resident_,
+                      "Keep k and v in the memory of the backend's device, as an engine keeps its "
+                      "cache");
     plot_.add_to(*command, "Draw the device time of every dispatch against the budget");
     command->footer(
         "GFLOP/s counts 2 * (head_dim + value_dim) for each visible pair; GB/s counts k and v "
@@ -120,6 +148,14 @@ class BenchCommand : public Command {
     const RandomTensor v = tensor(s.num_kv_heads, s.kv_len, s.value_dim, 3);
     const RandomTensor out = tensor(s.num_heads, s.q_len, s.value_dim, 4);
 
+    std::optional<ResidentTensor> device_k, device_v;
+    if (resident_) {
+      device_k.emplace(plan.backend, k.view());
+      device_v.emplace(plan.backend, v.view());
+    }
+    const TensorView& keys = device_k ? device_k->view() : k.view();
+    const TensorView& values = device_v ? device_v->view() : v.view();
+
     ProgressBar bar(run_.wants_progress(context), "bench");
     for (std::int64_t i = 0; i < warmup_ + runs_; ++i) {
       std::vector<double> dispatch_ms;
@@ -130,14 +166,16 @@ class BenchCommand : public Command {
       };
       const auto start = std::chrono::steady_clock::now();
       result.report =
-          scaled_dot_product_attention(q.view(), k.view(), v.view(), out.view(), options);
+          scaled_dot_product_attention(q.view(), keys, values, out.view(), options);
       const std::chrono::duration<double, std::milli> time =
           std::chrono::steady_clock::now() - start;
       if (i < warmup_) continue;
       result.times_ms.push_back(time.count());
+      result.device_ms.push_back(std::accumulate(dispatch_ms.begin(), dispatch_ms.end(), 0.0));
       result.dispatch_ms.push_back(std::move(dispatch_ms));
     }
     std::ranges::sort(result.times_ms);
+    std::ranges::sort(result.device_ms);
     if (result.num_threads > 0 && !no_ceilings_)
       result.machine =
           measure_ceilings(result.num_threads, [&] { check_stop(context.stop_token); });
@@ -145,8 +183,7 @@ class BenchCommand : public Command {
   }
 
   static double median_ms(const Result& result) {
-    const std::vector<double>& times = result.times_ms;
-    return (times[(times.size() - 1) / 2] + times[times.size() / 2]) / 2;
+    return median(result.times_ms);
   }
 
   static double gflops(const AttentionShape& shape, const Result& result) {
@@ -177,6 +214,11 @@ class BenchCommand : public Command {
     fmt::print(
         "k and v    {:.2f} GB/s{}\n", bandwidth,
         result.machine ? share(bandwidth, result.machine->read_gbs, "read bandwidth", "GB/s") : "");
+    if (result.num_threads == 0) {
+      const double device = median(result.device_ms), wall = median_ms(result);
+      fmt::print("device     {} median of the dispatches' sum: {:.1f} GFLOP/s, {:.2f} GB/s\n",
+                 readable_ms(device), speed * wall / device, bandwidth * wall / device);
+    }
     fmt::print("dispatches {} in the last run, longest {} (budget {:.4g} ms)\n", report.dispatches,
                readable_ms(report.longest_dispatch_ms), result.budget_ms);
     fmt::print("memory     {} scratch, {} staging\n", readable_bytes(report.scratch_bytes),
@@ -195,6 +237,7 @@ class BenchCommand : public Command {
                                    {"machine", nullptr},
                                    {"last_run", cli::as_json(result.report)},
                                    {"times_ms", result.times_ms},
+                                   {"device_ms", result.device_ms},
                                    {"dispatch_ms", result.dispatch_ms}};
     if (result.machine)
       json["machine"] = {{"num_threads", result.num_threads},
@@ -209,6 +252,7 @@ class BenchCommand : public Command {
   PlotFlag plot_;
   std::int64_t runs_ = 5, warmup_ = 1;
   bool no_ceilings_ = false;
+  bool resident_ = false;
 };
 
 }  // namespace

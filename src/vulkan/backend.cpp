@@ -6,12 +6,14 @@
 
 #include "vulkan/errors.hpp"
 #include "vulkan/gpu.hpp"
+#include "vulkan/memory.hpp"
 #include "vulkan/run.hpp"
 
 namespace keyfold::vulkan {
 namespace {
 
 constexpr std::int64_t kMaxDim = 576;
+constexpr std::int64_t kMostKeys = std::int64_t{1} << 28;  // of a chunk, as kernels count in 32 bits
 
 std::string type_name(vk::PhysicalDeviceType type) {
   switch (type) {
@@ -84,9 +86,14 @@ class VulkanBackend : public core::Backend {
   }
 
   std::int64_t max_chunk_keys(const core::Problem& problem,
-                              const core::Block& block) const override {
+                              const core::Block& block, bool keys_on_device) const override {
+    if (keys_on_device) return kMostKeys;
     return layout(problem).max_keys(block.group_end - block.group_begin,
                                     block.row_end - block.row_begin);
+  }
+
+  std::shared_ptr<core::DeviceMemory> allocate(std::int64_t bytes) override {
+    return std::make_shared<VulkanMemory>(gpu_, bytes);
   }
 
   std::unique_ptr<core::Run> begin(const core::Problem& problem, const core::Block& block,

@@ -37,9 +37,10 @@ class BufferPool {
   /// A buffer of at least `size` > 0 bytes. Throws vk::OutOfDeviceMemoryError.
   std::unique_ptr<Buffer> take(Use use, std::int64_t size);
   void put_back(std::unique_ptr<Buffer> buffer);
+  /// A buffer that never comes from the pool nor goes there.
+  std::unique_ptr<Buffer> allocate(Use use, std::int64_t size);
 
  private:
-  std::unique_ptr<Buffer> allocate(Use use, std::int64_t size);
   std::uint32_t memory_type(Use use, std::uint32_t allowed) const;
 
   vk::PhysicalDeviceMemoryProperties types_;

@@ -1,21 +1,25 @@
 // Windows of host keys and values.
 #include "vulkan/keys.hpp"
 
+#include <string>
+#include <utility>
+
 #include "vulkan/gather.hpp"
+#include "vulkan/memory.hpp"
 
 namespace keyfold::vulkan {
 
 Keys::Keys(std::shared_ptr<Device> device, const Layout& layout, const core::Block& block)
-    : layout_(layout) {
+    : layout_(layout), device_(std::move(device)) {
   const std::int64_t groups = block.group_end - block.group_begin;
   const std::int64_t rows = block.row_end - block.row_begin;
   const std::int64_t bytes = layout.window(groups, rows);
   for (Window& w : windows_) {
     if (layout.shared_memory) {
-      w.keys = {device, Use::kShared, bytes};
+      w.keys = {device_, Use::kShared, bytes};
     } else {
-      w.upload = {device, Use::kUpload, bytes};
-      w.keys = {device, Use::kKernels, bytes};
+      w.upload = {device_, Use::kUpload, bytes};
+      w.keys = {device_, Use::kKernels, bytes};
     }
   }
 }
@@ -25,8 +29,43 @@ bool Keys::holds(const Window& window, const ChunkBox& box) const {
          window.box.group_begin == box.group_begin && window.box.group_end == box.group_end;
 }
 
+void Keys::place_on_device(const ChunkBox& box, const core::KeySource& source, Params& params) {
+  fresh_ = false;
+  const auto strides = [&](const char* name, const TensorView& t, std::int64_t offset) {
+    const std::int64_t size = size_of(t.dtype);
+    Dims steps = t.strides;
+    for (std::size_t axis = 0; axis < 4; ++axis) {
+      steps[axis] = t.sizes[axis] == 1 && axis < 3 ? 0 : t.strides[axis] * size;
+    }
+    const bool aligned = offset % 16 == 0 && steps[0] % 16 == 0 && steps[1] % 16 == 0 &&
+                         steps[2] % 16 == 0 && t.sizes[3] * size % 16 == 0;
+    if (aligned && (t.sizes[3] == 1 || t.strides[3] == 1)) return steps;
+    throw RunError(ErrorCode::kUnsupported,
+                   std::string(name) +
+                       " in device memory: expected dense rows that begin at multiples of 16 bytes "
+                       "and are whole multiples of 16 bytes long; pad head_dim and value_dim, or "
+                       "pass host memory");
+  };
+  const auto address = [&](const core::DevicePlace& place) {
+    return static_cast<const VulkanMemory*>(place.memory)->address_on(device_) +
+           static_cast<Address>(place.offset);
+  };
+  const Dims k = strides("k", source.k, source.k_device.offset);
+  const Dims v = strides("v", source.v, source.v_device.offset);
+  const std::int64_t first = box.key_begin - source.first_key;
+  params.k = address(source.k_device) + static_cast<Address>(first * k[2]);
+  params.v = address(source.v_device) + static_cast<Address>(first * v[2]);
+  params.k_batch = k[0];
+  params.k_head = k[1];
+  params.k_key = k[2];
+  params.v_batch = v[0];
+  params.v_head = v[1];
+  params.v_key = v[2];
+}
+
 void Keys::place(const core::Problem& problem, const ChunkBox& box, const core::KeySource& source,
                  Params& params) {
+  if (source.on_device()) return place_on_device(box, source, params);
   fresh_ = !holds(windows_[current_], box);
   if (fresh_) current_ = (current_ + 1) % windows_.size();
   Window& window = windows_[current_];

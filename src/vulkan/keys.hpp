@@ -15,8 +15,8 @@ class Keys {
  public:
   Keys(std::shared_ptr<Device> device, const Layout& layout, const core::Block& block);
 
-  /// Fills in where the chunk's keys are; copies them on the host's side first, unless the last
-  /// chunk had the same. One chunk may be in flight.
+  /// Fills in where the chunk's keys are: on the device already, or in a window, to which they are
+  /// copied first unless the last chunk had the same. One chunk may be in flight.
   void place(const core::Problem& problem, const ChunkBox& box, const core::KeySource& source,
              Params& params);
   /// Copies them on to the device, where that is another memory.
@@ -28,9 +28,11 @@ class Keys {
     ChunkBox box{0, 0, 0, 0, 0, 0};  // of what it holds
     std::int64_t bytes = 0;
   };
+  void place_on_device(const ChunkBox& box, const core::KeySource& source, Params& params);
   bool holds(const Window& window, const ChunkBox& box) const;
 
   const Layout& layout_;
+  std::shared_ptr<Device> device_;
   std::array<Window, kFrames> windows_;
   std::size_t current_ = 0;
   bool fresh_ = false;  // the current window was filled by the last place()
