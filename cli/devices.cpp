@@ -40,9 +40,15 @@ class DevicesCommand : public Command {
 
   static void print(const DeviceInfo& device) {
     fmt::print("{}: {}\n", device.backend, device.name);
+    fmt::print("  type       {}\n", device.type);
+    if (!device.driver.empty()) fmt::print("  driver     {}\n", device.driver);
     fmt::print("  kernel     {} (of {})\n", device.kernel, fmt::join(device.kernels, ", "));
     if (device.num_threads > 0) fmt::print("  threads    {}\n", device.num_threads);
     fmt::print("  memory     {}\n", readable_bytes(device.memory_bytes));
+    if (device.max_shared_bytes > 0)
+      fmt::print("  shared     {} per workgroup\n", readable_bytes(device.max_shared_bytes));
+    if (device.subgroup_size > 0) fmt::print("  subgroup   {} lanes\n", device.subgroup_size);
+    if (!device.watchdog.empty()) fmt::print("  watchdog   {}\n", device.watchdog);
     fmt::print("  dtypes     {}\n", fmt::join(dtype_names(device), ", "));
     fmt::print("  head_dim   1 to {}\n", device.max_head_dim);
   }
@@ -57,7 +63,12 @@ class DevicesCommand : public Command {
                       {"num_threads", device.num_threads},
                       {"memory_bytes", device.memory_bytes},
                       {"max_head_dim", device.max_head_dim},
-                      {"dtypes", dtype_names(device)}});
+                      {"dtypes", dtype_names(device)},
+                      {"type", device.type},
+                      {"driver", device.driver},
+                      {"watchdog", device.watchdog},
+                      {"max_shared_bytes", device.max_shared_bytes},
+                      {"subgroup_size", device.subgroup_size}});
     return {{"devices", list}};
   }
 

@@ -371,6 +371,12 @@ typedef struct keyfold_device {
   int64_t max_head_dim;       /**< largest head_dim and value_dim */
   size_t num_dtypes;          /**< number of dtypes */
   const DLDataType* dtypes;   /**< dtypes of q, k, v */
+  const char* type;           /**< "cpu", "discrete GPU", "integrated GPU", "virtual GPU" or
+                                   "software GPU" */
+  const char* driver;         /**< name and version of the device's driver; "" on the CPU */
+  const char* watchdog;       /**< what ends long work here, as far as is known; or "" */
+  int64_t max_shared_bytes;   /**< memory that a workgroup shares; 0 on the CPU */
+  int subgroup_size;          /**< lanes that run together; 0 on the CPU */
 } keyfold_device;
 
 /** Devices, the default one first. */

@@ -48,14 +48,20 @@ struct Plan {
 
 /// One device of one backend.
 struct DeviceInfo {
-  std::string backend;               ///< name to pass as RunOptions::backend
-  std::string name;                  ///< the device's own name
-  std::string kernel;                ///< kernel in use (instruction set, GPU architecture)
-  std::vector<std::string> kernels;  ///< kernels that this device could use
-  int num_threads = 0;               ///< worker threads (CPU), else 0
-  std::int64_t memory_bytes = 0;     ///< memory of the device
-  std::int64_t max_head_dim = 0;     ///< largest head_dim and value_dim
-  std::vector<DType> dtypes;         ///< dtypes of q, k, v
+  std::string backend;                ///< name to pass as RunOptions::backend
+  std::string name;                   ///< the device's own name
+  std::string kernel;                 ///< kernel in use (instruction set, GPU architecture)
+  std::vector<std::string> kernels;   ///< kernels that this device could use
+  int num_threads = 0;                ///< worker threads (CPU), else 0
+  std::int64_t memory_bytes = 0;      ///< memory of the device
+  std::int64_t max_head_dim = 0;      ///< largest head_dim and value_dim
+  std::vector<DType> dtypes;          ///< dtypes of q, k, v
+  std::string type = "cpu";           ///< "cpu", "discrete GPU", "integrated GPU", "virtual GPU" or
+                                      ///< "software GPU"
+  std::string driver = {};            ///< name and version of the device's driver; empty on the CPU
+  std::string watchdog = {};          ///< what ends long work here, as far as is known; or empty
+  std::int64_t max_shared_bytes = 0;  ///< memory that a workgroup shares; 0 on the CPU
+  int subgroup_size = 0;              ///< lanes that run together; 0 on the CPU
 };
 
 /// The plan of a call of this shape with these options; reads no tensor data but options.kv_lens.

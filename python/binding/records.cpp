@@ -28,7 +28,8 @@ Fields as_tuple(const DeviceInfo& d) {
   nb::list dtypes;
   for (const DType dtype : d.dtypes) dtypes.append(name_of(dtype));
   return nb::make_tuple(d.backend, d.name, d.kernel, nb::tuple(nb::cast(d.kernels)), d.num_threads,
-                        d.memory_bytes, d.max_head_dim, nb::tuple(dtypes));
+                        d.memory_bytes, d.max_head_dim, nb::tuple(dtypes), d.type, d.driver,
+                        d.watchdog, d.max_shared_bytes, d.subgroup_size);
 }
 
 void keep_report(Report report) { last = std::move(report); }

@@ -83,6 +83,16 @@ class Device:
         Largest head_dim and value_dim.
     dtypes : tuple of str
         Dtypes of q, k and v.
+    type : str
+        "cpu", "discrete GPU", "integrated GPU", "virtual GPU" or "software GPU".
+    driver : str
+        Name and version of the device's driver; empty on the CPU.
+    watchdog : str
+        What ends long work here, as far as is known; or empty.
+    max_shared_bytes : int
+        Memory that a workgroup shares; 0 on the CPU.
+    subgroup_size : int
+        Lanes that run together; 0 on the CPU.
     """
 
     backend: str
@@ -93,6 +103,11 @@ class Device:
     memory_bytes: int
     max_head_dim: int
     dtypes: tuple[str, ...]
+    type: str
+    driver: str
+    watchdog: str
+    max_shared_bytes: int
+    subgroup_size: int
 
 
 @dataclass(frozen=True)

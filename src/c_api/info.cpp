@@ -54,6 +54,11 @@ struct OwnedDevice : keyfold_device {
     max_head_dim = source.max_head_dim;
     num_dtypes = dl_dtypes.size();
     dtypes = dl_dtypes.data();
+    type = source.type.c_str();
+    driver = source.driver.c_str();
+    watchdog = source.watchdog.c_str();
+    max_shared_bytes = source.max_shared_bytes;
+    subgroup_size = source.subgroup_size;
   }
   OwnedDevice(const OwnedDevice&) = delete;
 

@@ -298,6 +298,11 @@ TEST(CApi, ListsTheDevicesOfCpp) {
     EXPECT_EQ(c.num_threads, cpp[i].num_threads);
     EXPECT_EQ(c.memory_bytes, cpp[i].memory_bytes);
     EXPECT_EQ(c.max_head_dim, cpp[i].max_head_dim);
+    EXPECT_EQ(c.type, cpp[i].type);
+    EXPECT_EQ(c.driver, cpp[i].driver);
+    EXPECT_EQ(c.watchdog, cpp[i].watchdog);
+    EXPECT_EQ(c.max_shared_bytes, cpp[i].max_shared_bytes);
+    EXPECT_EQ(c.subgroup_size, cpp[i].subgroup_size);
     EXPECT_EQ(std::vector<std::string>(c.kernels, c.kernels + c.num_kernels), cpp[i].kernels);
     ASSERT_EQ(c.num_dtypes, cpp[i].dtypes.size());
     ASSERT_GT(c.num_dtypes, 0u);

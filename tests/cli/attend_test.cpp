@@ -102,6 +102,7 @@ TEST_F(Attend, WritesTheLibrarysBits) {
     EXPECT_EQ(json["formula"]["window"], nlohmann::json::parse("[300,null]"));
     EXPECT_EQ(json["backend"], "cpu");
     EXPECT_GE(json["dispatches"], 1);
+    EXPECT_EQ(json["recoveries"], 0);
   }
 }
 

@@ -26,8 +26,10 @@ using io::test::load;
 using io::test::save;
 using io::test::TemporaryFolder;
 using ::testing::AllOf;
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 // What a run left.
 struct Outcome {

@@ -132,7 +132,25 @@ TEST(Tool, DevicesListTheDefaultFirst) {
   ASSERT_FALSE(devices.empty());
   EXPECT_EQ(devices[0]["backend"], "cpu");
   EXPECT_EQ(devices[0]["max_head_dim"], 576);
-  EXPECT_THAT(run({"devices"}).out, AllOf(HasSubstr("cpu"), HasSubstr("bfloat16")));
+  EXPECT_EQ(devices[0]["type"], "cpu");
+  for (const char* of_gpus : {"driver", "watchdog"}) EXPECT_EQ(devices[0][of_gpus], "") << of_gpus;
+  for (const char* of_gpus : {"max_shared_bytes", "subgroup_size"})
+    EXPECT_EQ(devices[0][of_gpus], 0) << of_gpus;
+  const std::string text = run({"devices"}).out;
+  EXPECT_THAT(text, AllOf(HasSubstr("cpu"), HasSubstr("type       cpu"), HasSubstr("bfloat16")));
+  for (const nlohmann::json& device : devices) {
+    // What a device does not have is not shown.
+    if (device["watchdog"] != "") {
+      EXPECT_THAT(text, HasSubstr("watchdog   " + device["watchdog"].get<std::string>()));
+    }
+    if (device["driver"] != "") {
+      EXPECT_THAT(text, HasSubstr("driver     " + device["driver"].get<std::string>()));
+    }
+  }
+  if (devices.size() == 1) {
+    EXPECT_THAT(text, Not(AnyOf(HasSubstr("driver"), HasSubstr("watchdog"), HasSubstr("shared"),
+                                HasSubstr("subgroup"))));
+  }
 }
 
 TEST(Tool, FullStandardOutputIsAFailure) {

@@ -104,7 +104,9 @@ TEST_P(State, KeysNeedToLiveOnlyDuringUpdate) {
 TEST_P(State, NoKeyAtAll) {
   Rng rng("none");
   for (const bool sinks : {false, true}) {
-    const Inputs inputs({.q_len = 3, .kv_len = 0, .head_dim = 16, .sinks = sinks}, rng);
+    const Mask mask = sinks ? Mask::kBool : Mask::kNone;  // one over no key
+    const Inputs inputs({.q_len = 3, .kv_len = 0, .head_dim = 16, .mask = mask, .sinks = sinks},
+                        rng);
     const Call call = inputs.call();
     AttentionState state(call.q, options_of(call));
     EXPECT_TRUE(finish(state, call).bytes() == run(call).bytes());

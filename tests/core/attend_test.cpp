@@ -291,7 +291,7 @@ TEST_F(AttendTest, MemoryThatRunsOutIsAnErrorOfItsOwn) {
 }
 
 TEST_F(AttendTest, BlocksAreSmallerWhereMemoryIsShort) {
-  const std::int64_t all = 4 * 40 * 2 * 64;  // scratch of all rows
+  const std::int64_t all = std::int64_t{4} * 40 * 2 * 64;  // scratch of all rows
   for (const bool bad_alloc : {false, true}) {
     for (const std::int64_t room : {all, all - 1, all / 2, all / 3, all / 7, all / 40}) {
       for (const std::int64_t limit : {all * 100, all / 2}) {

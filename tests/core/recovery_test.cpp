@@ -60,7 +60,7 @@ class RecoveryTest : public testing::Test {
       begin += length;
     }
     EXPECT_EQ(begin, kKeys);
-    const Report report = state.finish(out_.mutable_view());
+    Report report = state.finish(out_.mutable_view());
     backend_.script.on_source = [](const ChunkBox&, const core::KeySource&) {};
     return report;
   }
@@ -74,7 +74,7 @@ class RecoveryTest : public testing::Test {
   }
 
   /// Every call of the device's functions counts one; the device is lost at those in `at`.
-  void lose_at(std::set<int> at) {
+  void lose_at(const std::set<int>& at) {
     calls_ = 0;
     lose_when([this, at](const char*) { return at.contains(calls_++); });
   }
@@ -141,7 +141,7 @@ TEST_F(RecoveryTest, AnywhereInACall) {
             for (const core::Chunk& chunk : backend_.log.chunks) flops += chunk.flops;
             double once = 0;
             for (std::int64_t i = 0; i < 40; ++i) once += static_cast<double>(660 + i + 1);
-            once *= 2 * 4 * call_.shape().head_dim * 4;
+            once *= 2.0 * 4 * 4 * static_cast<double>(call_.shape().head_dim);
             EXPECT_LE(flops, once * 1.5);
           }
         }

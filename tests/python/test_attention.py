@@ -157,3 +157,4 @@ def test_report_of_this_thread(inputs: Any) -> None:
     assert report.dispatches >= 10
     assert report.backend == "cpu"
     assert 0 < report.longest_dispatch_ms <= report.elapsed_ms
+    assert report.recoveries == 0

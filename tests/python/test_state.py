@@ -185,3 +185,5 @@ def test_devices() -> None:
     assert devices[0].backend == "cpu"
     assert devices[0].kernel in devices[0].kernels
     assert devices[0].dtypes == ("float32", "float16", "bfloat16")
+    assert (devices[0].type, devices[0].driver, devices[0].watchdog) == ("cpu", "", "")
+    assert (devices[0].max_shared_bytes, devices[0].subgroup_size) == (0, 0)
