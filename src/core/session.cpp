@@ -13,6 +13,8 @@
 namespace keyfold::core {
 namespace {
 
+constexpr double kCheckpointShare = 100;  // times its cost: checkpoints take under 1 %
+
 double elapsed_ms(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
       .count();
@@ -152,11 +154,15 @@ void Session::drive(Run& run) {
 bool Session::checkpoint_due() const {
   // A device that was lost may be lost again soon: as the budget shrinks, so does the time at risk.
   return kernel_.checkpoint_seconds > 0 && worked_ &&
-         elapsed_ms(kept_time_) >= 1e3 * kernel_.checkpoint_seconds * pacer_.budget_share();
+         elapsed_ms(kept_time_) >=
+             std::max(1e3 * kernel_.checkpoint_seconds, kCheckpointShare * checkpoint_ms_) *
+                 pacer_.budget_share();
 }
 
 void Session::checkpoint(Run& run) {
+  const auto start = std::chrono::steady_clock::now();
   run.checkpoint();
+  checkpoint_ms_ = elapsed_ms(start);
   kept();
 }
 

@@ -91,6 +91,7 @@ class Session {
   Position at_;    // where the run is
   Position kept_;  // where its last checkpoint is, or where it began
   std::chrono::steady_clock::time_point kept_time_;
+  double checkpoint_ms_ = 0;  // what the last checkpoint took
   bool worked_ = false;  // whether a dispatch has finished since
   int losses_ = 0;       // since then
   std::int64_t recoveries_ = 0;

@@ -25,7 +25,7 @@ std::string type_name(vk::PhysicalDeviceType type) {
 }
 
 /// What the system is known to do to long jobs of this driver.
-[[maybe_unused]] std::string watchdog_of(vk::DriverId driver) {
+std::string watchdog_of(vk::DriverId driver) {
 #if defined(_WIN32)
   return "Windows ends a GPU task after 2 s (TDR)";
 #elif defined(__APPLE__)
@@ -58,7 +58,13 @@ class VulkanBackend : public core::Backend {
             .num_threads = 0,
             .memory_bytes = t.memory_bytes,
             .max_head_dim = kMaxDim,
-            .dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16}};
+            .dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16},
+            .type = type_name(t.type),
+            .driver = t.driver,
+            .watchdog = watchdog_of(t.driver_id),
+            .max_shared_bytes = t.max_shared_bytes,
+            .subgroup_size = static_cast<int>(t.subgroup_size),
+            .decode_as_prefill = false};
   }
 
   std::string unsupported(const core::Problem& problem) const override {

@@ -179,6 +179,7 @@ TEST_P(Invariance, I4FromSeveralThreadsAtOnce) {
 }
 
 TEST_P(Invariance, I5RowsOfAPrefillAsDecodeCalls) {
+  if (!decode_as_prefill()) GTEST_SKIP() << GetParam() << " does not promise I5";
   for_random_cases("I5", by_scale(6, 30, 100), [&](const Call& call, Rng& rng) {
     const Call one = call.batch_entry(0);
     const std::int64_t rows = one.q.sizes[2];
@@ -195,6 +196,7 @@ TEST_P(Invariance, I5RowsOfAPrefillAsDecodeCalls) {
 }
 
 TEST_P(Invariance, I5AGrowingCache) {
+  if (!decode_as_prefill()) GTEST_SKIP() << GetParam() << " does not promise I5";
   // Token by token over a cache of fixed size, as generation does, against one causal prefill.
   Rng rng("cache");
   const std::int64_t len = by_scale(40, 300, 1100);

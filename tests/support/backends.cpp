@@ -67,6 +67,12 @@ void BackendTest::expect_right(const Case& c, Rng& rng, const RunOptions& how,
   expect_right(call, run(call, how, out_layout), all_rows(call.q));
 }
 
+bool BackendTest::decode_as_prefill() const {
+  for (const DeviceInfo& device : devices())
+    if (device.backend == GetParam()) return device.decode_as_prefill;
+  return true;
+}
+
 Plan BackendTest::plan_of(const Call& call, RunOptions how) const {
   AttentionOptions options = call.options;
   options.run = std::move(how);

@@ -34,6 +34,8 @@ class BackendTest : public testing::TestWithParam<std::string> {
                     Layout out_layout = Layout::kDense) const;
   /// Judges these rows of finished outputs.
   void expect_right(const Call& call, const Outputs& got, const std::vector<RowId>& rows) const;
+  /// Whether the backend keeps promise I5; if not, its documentation says so.
+  bool decode_as_prefill() const;
   /// Keys per split of this call.
   std::int64_t split_len(const Call& call) const { return plan_of(call).split_len; }
   Plan plan_of(const Call& call, RunOptions how = {}) const;
