@@ -14,6 +14,7 @@ namespace keyfold::core {
 namespace {
 
 constexpr double kCheckpointShare = 100;  // times its cost: checkpoints take under 1 %
+constexpr double kCheapCheckpointMs = 10;  // under 1 % of the second between them
 
 double elapsed_ms(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
@@ -155,8 +156,9 @@ bool Session::checkpoint_due() const {
   // A device that was lost may be lost again soon: as the budget shrinks, so does the time at risk.
   return kernel_.checkpoint_seconds > 0 && worked_ &&
          elapsed_ms(kept_time_) >=
-             std::max(1e3 * kernel_.checkpoint_seconds, kCheckpointShare * checkpoint_ms_) *
-                 pacer_.budget_share();
+             pacer_.budget_share() *
+                 std::max(1e3 * kernel_.checkpoint_seconds,
+                          checkpoint_ms_ > kCheapCheckpointMs ? kCheckpointShare * checkpoint_ms_ : 0);
 }
 
 void Session::checkpoint(Run& run) {
