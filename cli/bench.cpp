@@ -165,8 +165,7 @@ class BenchCommand : public Command {
                    static_cast<double>(warmup_ + runs_));
       };
       const auto start = std::chrono::steady_clock::now();
-      result.report =
-          scaled_dot_product_attention(q.view(), keys, values, out.view(), options);
+      result.report = scaled_dot_product_attention(q.view(), keys, values, out.view(), options);
       const std::chrono::duration<double, std::milli> time =
           std::chrono::steady_clock::now() - start;
       if (i < warmup_) continue;
@@ -182,9 +181,7 @@ class BenchCommand : public Command {
     return result;
   }
 
-  static double median_ms(const Result& result) {
-    return median(result.times_ms);
-  }
+  static double median_ms(const Result& result) { return median(result.times_ms); }
 
   static double gflops(const AttentionShape& shape, const Result& result) {
     return 2e-6 * static_cast<double>(shape.head_dim + shape.value_dim) * result.pairs /

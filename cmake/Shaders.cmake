@@ -1,19 +1,28 @@
-# keyfold_shaders(target source...): compiles GLSL to SPIR-V and embeds it: shaders/attend.comp
-# becomes the array `attend_spv` in the generated header shaders/attend.spv.h.
+# keyfold_shaders(target shader...): gives `target` each shader as a header of words. attend.comp
+# becomes "attend.comp.hpp" with `constexpr std::uint32_t attend_comp[]` in namespace
+# keyfold::shaders. GLSL is compiled by the build, for Vulkan 1.2; SPIR-V (*.spv) is taken as it is.
 function(keyfold_shaders target)
-  foreach(source IN LISTS ARGN)
-    get_filename_component(name ${source} NAME_WE)
-    set(input ${CMAKE_CURRENT_SOURCE_DIR}/${source})
-    set(output ${CMAKE_CURRENT_BINARY_DIR}/shaders/${name}.spv.h)
+  set(folder ${CMAKE_CURRENT_BINARY_DIR}/${target}_shaders)
+  file(MAKE_DIRECTORY ${folder})
+  target_include_directories(${target} PRIVATE ${folder})
+  foreach(shader IN LISTS ARGN)
+    get_filename_component(source ${shader} ABSOLUTE)
+    get_filename_component(name ${shader} NAME)
+    set(words ${source})
+    if(NOT name MATCHES "[.]spv$")
+      set(words ${folder}/${name}.spv)
+      add_custom_command(
+        OUTPUT ${words}
+        COMMAND ${KEYFOLD_GLSLANG} -V --quiet --target-env vulkan1.2 --depfile ${words}.d
+                -o ${words} ${source}
+        DEPENDS ${source} DEPFILE ${words}.d COMMENT "Compiling ${name}" VERBATIM)
+    endif()
+    set(embed ${PROJECT_SOURCE_DIR}/cmake/EmbedWords.cmake)
     add_custom_command(
-      OUTPUT ${output}
-      COMMAND ${GLSLANG_VALIDATOR} --quiet -V --target-env vulkan1.2 --vn ${name}_spv
-              --depfile ${output}.d -o ${output} ${input}
-      DEPENDS ${input}
-      DEPFILE ${output}.d
-      COMMENT "Compiling shader ${source}"
-      VERBATIM)
-    target_sources(${target} PRIVATE ${output})
+      OUTPUT ${folder}/${name}.hpp
+      COMMAND ${CMAKE_COMMAND} -D words=${words} -D header=${folder}/${name}.hpp -D name=${name}
+              -P ${embed}
+      DEPENDS ${words} ${embed} VERBATIM)
+    target_sources(${target} PRIVATE ${folder}/${name}.hpp)
   endforeach()
-  target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/shaders)
 endfunction()

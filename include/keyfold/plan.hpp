@@ -62,8 +62,8 @@ struct DeviceInfo {
   std::string watchdog = {};          ///< what ends long work here, as far as is known; or empty
   std::int64_t max_shared_bytes = 0;  ///< memory that a workgroup shares; 0 on the CPU
   int subgroup_size = 0;              ///< lanes that run together; 0 on the CPU
-  bool decode_as_prefill = true;      ///< a row's bits are the same in a decode call (few query rows)
-                                      ///< as in a prefill call
+  bool decode_as_prefill = true;  ///< a row's bits are the same in a decode call (few query rows)
+                                  ///< as in a prefill call
 };
 
 /// The plan of a call of this shape with these options; reads no tensor data but options.kv_lens.

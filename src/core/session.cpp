@@ -13,7 +13,7 @@
 namespace keyfold::core {
 namespace {
 
-constexpr double kCheckpointShare = 100;  // times its cost: checkpoints take under 1 %
+constexpr double kCheckpointShare = 100;   // times its cost: checkpoints take under 1 %
 constexpr double kCheapCheckpointMs = 10;  // under 1 % of the second between them
 
 double elapsed_ms(std::chrono::steady_clock::time_point start) {
@@ -157,8 +157,9 @@ bool Session::checkpoint_due() const {
   return kernel_.checkpoint_seconds > 0 && worked_ &&
          elapsed_ms(kept_time_) >=
              pacer_.budget_share() *
-                 std::max(1e3 * kernel_.checkpoint_seconds,
-                          checkpoint_ms_ > kCheapCheckpointMs ? kCheckpointShare * checkpoint_ms_ : 0);
+                 std::max(1e3 * kernel_.checkpoint_seconds, checkpoint_ms_ > kCheapCheckpointMs
+                                                                ? kCheckpointShare * checkpoint_ms_
+                                                                : 0);
 }
 
 void Session::checkpoint(Run& run) {

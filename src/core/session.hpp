@@ -92,8 +92,8 @@ class Session {
   Position kept_;  // where its last checkpoint is, or where it began
   std::chrono::steady_clock::time_point kept_time_;
   double checkpoint_ms_ = 0;  // what the last checkpoint took
-  bool worked_ = false;  // whether a dispatch has finished since
-  int losses_ = 0;       // since then
+  bool worked_ = false;       // whether a dispatch has finished since
+  int losses_ = 0;            // since then
   std::int64_t recoveries_ = 0;
   std::int64_t scratch_bytes_ = 0;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();

@@ -13,7 +13,8 @@ namespace keyfold::vulkan {
 namespace {
 
 constexpr std::int64_t kMaxDim = 576;
-constexpr std::int64_t kMostKeys = std::int64_t{1} << 28;  // of a chunk, as kernels count in 32 bits
+constexpr std::int64_t kMostKeys = std::int64_t{1}
+                                   << 28;  // of a chunk, as kernels count in 32 bits
 
 std::string type_name(vk::PhysicalDeviceType type) {
   switch (type) {
@@ -35,7 +36,8 @@ std::string watchdog_of(vk::DriverId driver) {
     case vk::DriverId::eMesaRadv:
     case vk::DriverId::eAmdOpenSource:
     case vk::DriverId::eAmdProprietary: return "Linux amdgpu ends a job after 2 s (lockup_timeout)";
-    case vk::DriverId::eIntelOpenSourceMESA: return "Linux i915 and xe end a job that does not yield";
+    case vk::DriverId::eIntelOpenSourceMESA:
+      return "Linux i915 and xe end a job that does not yield";
     case vk::DriverId::eNvidiaProprietary:
       return "the NVIDIA driver ends a job after some seconds where a display is attached";
     default: return "";
@@ -81,8 +83,12 @@ class VulkanBackend : public core::Backend {
             .split_len = Shapes::split_len(problem),
             .row_align = std::max<std::int64_t>(1, tile / problem.group_size()),
             .max_in_flight = static_cast<int>(kFrames),
-            .first_dispatch_flops = software ? 2e7 : 2e8,
-            .flops_per_second = discrete ? 1e13 : software ? 1e10 : 5e11,
+            .first_dispatch_flops = discrete   ? 2e9
+                                    : software ? 2e7
+                                               : 2e8,
+            .flops_per_second = discrete   ? 1e13
+                                : software ? 1e10
+                                           : 5e11,
             .checkpoint_seconds = 1};
   }
 
@@ -91,8 +97,8 @@ class VulkanBackend : public core::Backend {
     return layout(problem).total(groups, rows);
   }
 
-  std::int64_t max_chunk_keys(const core::Problem& problem,
-                              const core::Block& block, bool keys_on_device) const override {
+  std::int64_t max_chunk_keys(const core::Problem& problem, const core::Block& block,
+                              bool keys_on_device) const override {
     if (keys_on_device) return kMostKeys;
     return layout(problem).max_keys(block.group_end - block.group_begin,
                                     block.row_end - block.row_begin);

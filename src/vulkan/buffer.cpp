@@ -46,10 +46,10 @@ std::unique_ptr<Buffer> BufferPool::allocate(Use use, std::int64_t size) {
   buffer->use = use;
   buffer->size = (size + kGranule - 1) / kGranule * kGranule;
   const auto bytes = static_cast<vk::DeviceSize>(buffer->size);
-  buffer->handle = {device_, vk::BufferCreateInfo({}, bytes,
-                                                  Usage::eStorageBuffer | Usage::eTransferSrc |
-                                                      Usage::eTransferDst |
-                                                      Usage::eShaderDeviceAddress)};
+  buffer->handle = {device_,
+                    vk::BufferCreateInfo({}, bytes,
+                                         Usage::eStorageBuffer | Usage::eTransferSrc |
+                                             Usage::eTransferDst | Usage::eShaderDeviceAddress)};
   const vk::MemoryRequirements needs = buffer->handle.getMemoryRequirements();
   const vk::MemoryAllocateFlagsInfo flags(vk::MemoryAllocateFlagBits::eDeviceAddress);
   buffer->memory = {

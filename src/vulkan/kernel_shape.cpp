@@ -54,8 +54,8 @@ AttendShape attend_shape(const ShapeQuery& query) {
   const bool large = query.subgroup_size >= 32 && query.max_shared_bytes >= 48 * 1024;
   // Accumulators of scores and of outputs have to stay in registers together.
   AttendShape s;
-  if (large && dims.value_vecs <= 32 && query.max_workgroup_invocations >= 128) {
-    s = {.ty = 8, .tx = 16, .tr = 8, .tc = 8};
+  if (large && dims.value_vecs <= 32 && query.max_workgroup_invocations >= 256) {
+    s = {.ty = 16, .tx = 16, .tr = 8, .tc = 4};
   } else if (large && dims.value_vecs <= 64 && query.max_workgroup_invocations >= 256) {
     s = {.ty = 16, .tx = 16, .tr = 4, .tc = 8};
   } else if (large && query.max_workgroup_invocations >= 512) {

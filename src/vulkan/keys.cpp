@@ -85,8 +85,10 @@ void Keys::place(const core::Problem& problem, const ChunkBox& box, const core::
       const core::KeyRange rows{box.key_begin - source.first_key,
                                 std::min(box.key_end, limit) - source.first_key};
       if (rows.size() == 0) continue;
-      copy_rows({&source.k, batch, head, rows, to + i * k_group, layout_.k_pitch(), layout_.k_pitch()});
-      copy_rows({&source.v, batch, head, rows, to + values + i * v_group, layout_.v_pitch(), layout_.v_pitch()});
+      copy_rows(
+          {&source.k, batch, head, rows, to + i * k_group, layout_.k_pitch(), layout_.k_pitch()});
+      copy_rows({&source.v, batch, head, rows, to + values + i * v_group, layout_.v_pitch(),
+                 layout_.v_pitch()});
     }
     window.box = box;
   }

@@ -8,8 +8,10 @@
 
 namespace keyfold::vulkan {
 
-inline constexpr std::int64_t kBusyTiles = 512;   ///< workgroups that keep a large device busy
-inline constexpr std::int64_t kFrames = 2;        ///< submissions in flight
+inline constexpr std::int64_t kBusyTiles = 512;     ///< workgroups that keep a large device busy
+inline constexpr std::int64_t kDecodeTiles = 4096;  ///< workgroups of one wave of short kernels
+inline constexpr std::int64_t kMaxPartials = 32 << 20;  ///< bytes of partial states, about
+inline constexpr std::int64_t kFrames = 2;              ///< submissions in flight
 inline constexpr std::int64_t kMinWindow = 4 << 20, kMaxWindow = 32 << 20;
 inline constexpr std::int64_t kTransferBytes = 8 << 20;
 
@@ -38,7 +40,9 @@ struct Layout {
   /// Partial states that wait to be merged: at least one split of one group.
   std::int64_t partial_rows(std::int64_t rows) const {
     const std::int64_t indices = rows * problem.group_size();
-    return std::max(indices, kBusyTiles * std::min(indices, tile_rows));
+    const std::int64_t tiles = Shapes::decode(problem) ? kDecodeTiles : kBusyTiles;
+    return std::max(indices, std::min(tiles * std::min(indices, tile_rows),
+                                      kMaxPartials / (padded_value_dim() * 4)));
   }
   /// Keys and values of a window that every group of a chunk needs.
   std::int64_t key_bytes(std::int64_t groups) const { return groups * (k_pitch() + v_pitch()); }
@@ -52,11 +56,12 @@ struct Layout {
     if (!problem.mask) return 0;
     const Dims& strides = problem.mask->strides;
     const std::int64_t batches =
-        strides[0] == 0 ? 1 : std::min(problem.shape.batch, ceil_div(groups, problem.shape.num_kv_heads) + 1);
-    const std::int64_t heads =
-        strides[1] == 0 ? 1
-        : groups == 1   ? problem.group_size()
-                        : problem.shape.num_heads;
+        strides[0] == 0
+            ? 1
+            : std::min(problem.shape.batch, ceil_div(groups, problem.shape.num_kv_heads) + 1);
+    const std::int64_t heads = strides[1] == 0 ? 1
+                               : groups == 1   ? problem.group_size()
+                                               : problem.shape.num_heads;
     return batches * heads * (strides[2] == 0 ? 1 : rows) * size_of(problem.mask->dtype);
   }
   std::int64_t mask(std::int64_t groups, std::int64_t rows) const {

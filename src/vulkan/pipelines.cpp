@@ -88,9 +88,9 @@ vk::raii::Pipeline Pipelines::compile(Kernel kernel, const Constants& constants)
     entries.emplace_back(id, offset, sizeof value);
     values.push_back(value);
   }
-  const vk::SpecializationInfo specialization(
-      static_cast<std::uint32_t>(entries.size()), entries.data(), values.size() * sizeof values[0],
-      values.data());
+  const vk::SpecializationInfo specialization(static_cast<std::uint32_t>(entries.size()),
+                                              entries.data(), values.size() * sizeof values[0],
+                                              values.data());
   const std::span<const std::uint32_t> code = shader(kernel);
   const vk::raii::ShaderModule module(
       device_, vk::ShaderModuleCreateInfo({}, code.size_bytes(), code.data()));

@@ -104,8 +104,13 @@ void VulkanRun::write_queries(std::byte* to) const {
   for (std::int64_t group = block_.group_begin; group < block_.group_end; ++group) {
     for (std::int64_t head = 0; head < heads; ++head, to += pitch) {
       // The heads of a row stand beside each other.
-      copy_rows({&problem_.q, group / kv_heads, group % kv_heads * heads + head,
-                 {block_.row_begin, block_.row_end}, to, pitch, heads * pitch});
+      copy_rows({&problem_.q,
+                 group / kv_heads,
+                 group % kv_heads * heads + head,
+                 {block_.row_begin, block_.row_end},
+                 to,
+                 pitch,
+                 heads * pitch});
     }
     to += (rows - 1) * heads * pitch;
   }
@@ -119,9 +124,8 @@ void VulkanRun::write_batches(const ChunkBox& box, std::byte* to) const {
     if (problem_.window_right) {
       batch.last = near(row + std::min(*problem_.window_right, 4 * kFar) + 1);
     }
-    batch.limit = static_cast<std::int32_t>(
-        std::clamp<std::int64_t>(problem_.key_limit[b] - box.key_begin, 0,
-                                 box.key_end - box.key_begin));
+    batch.limit = static_cast<std::int32_t>(std::clamp<std::int64_t>(
+        problem_.key_limit[b] - box.key_begin, 0, box.key_end - box.key_begin));
     std::memcpy(to + b * sizeof batch, &batch, sizeof batch);
   }
 }
@@ -149,8 +153,8 @@ Params VulkanRun::describe(const ChunkBox& box) const {
 }
 
 std::function<void(const VulkanRun::Commands&)> VulkanRun::upload_mask(const ChunkBox& box,
-                                                                      OnDevice::Frame& frame,
-                                                                      Params& p) const {
+                                                                       OnDevice::Frame& frame,
+                                                                       Params& p) const {
   if (!problem_.mask) return [](const Commands&) {};
   const TensorView& mask = *problem_.mask;
   const std::int64_t kv_heads = problem_.shape.num_kv_heads, heads = problem_.group_size();
@@ -207,11 +211,12 @@ std::vector<VulkanRun::Dispatch> VulkanRun::plan_dispatches(const ChunkBox& box,
   const std::int64_t groups = box.group_end - box.group_begin;
   const std::int64_t most_groups = gpu_.traits().max_groups_z;
   const std::int64_t partials = layout_.partial_rows(block_.row_end - block_.row_begin);
-  // Splits side by side where the rows alone would leave a large device idle. The bits are the same.
-  const bool direct = !Shapes::decode(problem_) && (splits == 1 || tiles * groups >= kBusyTiles ||
-                                            2 * indices > partials);
-  const std::int64_t wave_groups =
-      std::min({groups, most_groups, direct ? groups : std::max<std::int64_t>(1, partials / indices)});
+  // Splits side by side where the rows alone would leave a large device idle. The bits are the
+  // same.
+  const bool direct = !Shapes::decode(problem_) &&
+                      (splits == 1 || tiles * groups >= kBusyTiles || 2 * indices > partials);
+  const std::int64_t wave_groups = std::min(
+      {groups, most_groups, direct ? groups : std::max<std::int64_t>(1, partials / indices)});
   const std::int64_t wave_splits =
       direct ? splits : std::min<std::int64_t>({splits, partials / (indices * wave_groups), 65535});
   const auto get = [&](Kernel kernel) {
@@ -343,7 +348,8 @@ void VulkanRun::merge(core::Run& other) {
     begin_state();
     from.begin_state();
     // Every row of the block, with the other's state as its one partial.
-    const ChunkBox all{block_.group_begin, block_.group_end, block_.row_begin, block_.row_end, 0, 0};
+    const ChunkBox all{
+        block_.group_begin, block_.group_end, block_.row_begin, block_.row_end, 0, 0};
     const Shapes shapes(problem_, gpu_.traits());
     std::vector<Params> params{describe(all)};
     params[0].partial_o = from.on_->o->address;
@@ -355,8 +361,7 @@ void VulkanRun::merge(core::Run& other) {
         on_->device->pipelines().get(Kernel::kMerge, shapes.constants(Kernel::kMerge, true)), 0,
         u32(tiles), 1, u32(block_.group_end - block_.group_begin)};
     write_head(frame, params, all);
-    on_->stream.submit(
-        [&](const Commands& commands) { run_dispatches(commands, frame, {merge}); });
+    on_->stream.submit([&](const Commands& commands) { run_dispatches(commands, frame, {merge}); });
     on_->stream.wait();
   });
 }

@@ -75,7 +75,7 @@ class VulkanRun : public core::Run {
   Layout layout_;
   tbb::task_arena arena_;
   std::unique_ptr<OnDevice> on_;
-  bool begun_ = false;  // whether the device has the queries and the state
+  bool begun_ = false;              // whether the device has the queries and the state
   std::optional<HostState> saved_;  // the last checkpoint
 };
 

@@ -10,7 +10,8 @@ namespace {
 using Queue = vk::QueueFlagBits;
 
 /// A family for compute alone, if there is one: its jobs do not stand in a desktop's way.
-std::optional<std::uint32_t> compute_family(const std::vector<vk::QueueFamilyProperties>& families) {
+std::optional<std::uint32_t> compute_family(
+    const std::vector<vk::QueueFamilyProperties>& families) {
   std::optional<std::uint32_t> found;
   for (std::uint32_t i = 0; i < families.size(); ++i) {
     if (!(families[i].queueFlags & Queue::eCompute)) continue;
@@ -69,17 +70,16 @@ std::optional<Traits> Traits::of(const vk::raii::PhysicalDevice& device) {
     };
     t.portability |= is("VK_KHR_portability_subset");
     if (is(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME)) {
-      const auto control =
-          device.getFeatures2<vk::PhysicalDeviceFeatures2,
-                              vk::PhysicalDeviceSubgroupSizeControlFeatures>()
-              .get<vk::PhysicalDeviceSubgroupSizeControlFeatures>();
+      const auto control = device
+                               .getFeatures2<vk::PhysicalDeviceFeatures2,
+                                             vk::PhysicalDeviceSubgroupSizeControlFeatures>()
+                               .get<vk::PhysicalDeviceSubgroupSizeControlFeatures>();
       const auto sizes = device
                              .getProperties2<vk::PhysicalDeviceProperties2,
                                              vk::PhysicalDeviceSubgroupSizeControlProperties>()
                              .get<vk::PhysicalDeviceSubgroupSizeControlProperties>();
-      t.pins_subgroup_size =
-          control.subgroupSizeControl && control.computeFullSubgroups &&
-          (sizes.requiredSubgroupSizeStages & vk::ShaderStageFlagBits::eCompute);
+      t.pins_subgroup_size = control.subgroupSizeControl && control.computeFullSubgroups &&
+                             (sizes.requiredSubgroupSizeStages & vk::ShaderStageFlagBits::eCompute);
     }
   }
   const auto memory = device.getMemoryProperties();
@@ -89,8 +89,8 @@ std::optional<Traits> Traits::of(const vk::raii::PhysicalDevice& device) {
           std::max(t.memory_bytes, static_cast<std::int64_t>(memory.memoryHeaps[i].size));
     }
   }
-  t.shared_memory = t.type == vk::PhysicalDeviceType::eIntegratedGpu ||
-                    t.type == vk::PhysicalDeviceType::eCpu;
+  t.shared_memory =
+      t.type == vk::PhysicalDeviceType::eIntegratedGpu || t.type == vk::PhysicalDeviceType::eCpu;
   return t;
 }
 

@@ -14,7 +14,7 @@ struct Traits {
   static std::optional<Traits> of(const vk::raii::PhysicalDevice& device);
 
   std::string name;
-  std::string driver;             ///< name and version
+  std::string driver;  ///< name and version
   vk::PhysicalDeviceType type = vk::PhysicalDeviceType::eOther;
   vk::DriverId driver_id{};
   std::int64_t memory_bytes = 0;  ///< of the largest heap on the device
