@@ -24,7 +24,7 @@ fs::path cache_folder() {
     const char* value = std::getenv(name);
     return value ? value : "";
   };
-  if (const fs::path own = variable("KEYFOLD_CACHE_DIR"); !own.empty()) return own;
+  if (fs::path own = variable("KEYFOLD_CACHE_DIR"); !own.empty()) return own;
   if (const fs::path cache = variable("XDG_CACHE_HOME"); !cache.empty()) return cache / "keyfold";
   if (const fs::path home = variable("HOME"); !home.empty()) return home / ".cache" / "keyfold";
   return {};
