@@ -38,7 +38,11 @@ std::uint32_t num_commands(const VkSubmitInfo2& info) { return info.commandBuffe
 
 /// A batch with a stopwatch around its command buffers. What it waits for holds back all stages, so
 /// that the stopwatch does not run meanwhile.
-struct Framed {
+template <class Info>
+struct Framed;
+
+template <>
+struct Framed<VkSubmitInfo> {
   Framed(const VkSubmitInfo& batch, VkCommandBuffer begin, VkCommandBuffer end)
       : commands(batch.pCommandBuffers, batch.pCommandBuffers + batch.commandBufferCount),
         stages(batch.waitSemaphoreCount, VK_PIPELINE_STAGE_ALL_COMMANDS_BIT),
@@ -54,8 +58,9 @@ struct Framed {
   VkSubmitInfo info;
 };
 
-struct Framed2 {
-  Framed2(const VkSubmitInfo2& batch, VkCommandBuffer begin, VkCommandBuffer end)
+template <>
+struct Framed<VkSubmitInfo2> {
+  Framed(const VkSubmitInfo2& batch, VkCommandBuffer begin, VkCommandBuffer end)
       : commands(batch.pCommandBufferInfos,
                  batch.pCommandBufferInfos + batch.commandBufferInfoCount),
         waits(batch.pWaitSemaphoreInfos, batch.pWaitSemaphoreInfos + batch.waitSemaphoreInfoCount),
@@ -73,13 +78,6 @@ struct Framed2 {
   std::vector<VkSemaphoreSubmitInfo> waits;
   VkSubmitInfo2 info;
 };
-
-Framed framed(const VkSubmitInfo& info, VkCommandBuffer begin, VkCommandBuffer end) {
-  return {info, begin, end};
-}
-Framed2 framed(const VkSubmitInfo2& info, VkCommandBuffer begin, VkCommandBuffer end) {
-  return {info, begin, end};
-}
 
 template <class Add>
 void each_signal(const VkSubmitInfo& info, Add add) {
@@ -257,7 +255,7 @@ VkResult Device::submit_any(VkQueue queue, std::uint32_t count, const Info* info
   for (Submission& submission : call.submissions)
     if (result == VK_SUCCESS) result = take_watch(queues_[queue], submission.watch);
 
-  std::deque<decltype(framed(*infos, nullptr, nullptr))> frames;  // its elements never move
+  std::deque<Framed<Info>> frames;  // its elements never move
   std::vector<Info> all;
   auto submission = call.submissions.begin();
   for (const Info& batch : batches) {
