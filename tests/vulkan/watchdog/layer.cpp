@@ -72,8 +72,9 @@ class Registry {
   std::unordered_map<void*, std::unique_ptr<Object>> objects_;
 };
 
-Registry<Instance> instances;
-Registry<Device> devices;
+// Never destroyed: an application may leave devices to the end of the process.
+Registry<Instance>& instances = *new Registry<Instance>;
+Registry<Device>& devices = *new Registry<Device>;
 
 /// The loader's structure for `function` in the chain of a create info, or null. The loader means
 /// layers to write to it.
@@ -249,7 +250,7 @@ PFN_vkVoidFunction find(const Functions& functions, const char* name) {
 VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL get_device_proc_addr(VkDevice device, const char* name);
 
 PFN_vkVoidFunction device_function(const char* name) {
-  static const Functions functions{
+  static const Functions& functions = *new Functions{
       {"vkGetDeviceProcAddr", plain(get_device_proc_addr)},
       {"vkDestroyDevice", plain(destroy_device)},
       {"vkGetDeviceQueue", plain(get_device_queue)},
@@ -281,7 +282,7 @@ VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL get_device_proc_addr(VkDevice device, c
 
 VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL get_instance_proc_addr(VkInstance instance,
                                                                 const char* name) {
-  static const Functions functions{
+  static const Functions& functions = *new Functions{
       {"vkGetInstanceProcAddr", plain(get_instance_proc_addr)},
       {"vkCreateInstance", plain(create_instance)},
       {"vkDestroyInstance", plain(destroy_instance)},
