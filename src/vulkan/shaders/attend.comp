@@ -48,7 +48,7 @@ uint weight_swizzle(uint key) { return (key >> 2) & 7 & (kRowVecs - 1); }
 
 // The thread's place; the state that lasts for a split.
 uint t_x, t_y, t_id;
-uint t_group, t_first;        // absolute group; index of the tile's first row
+uint t_group, t_first;  // absolute group; index of the tile's first row
 vec4 t_o[kTr * kGroups];
 float t_s[kTr * kTc];
 uvec4 t_slice[4 * kRounds], t_values[kValueRounds];  // loaded ahead
@@ -130,8 +130,7 @@ void multiply(uint64_t k, int key, int limit) {
     const uint words = min(kSliceWords, kHeadWords - word);
     [[dont_unroll]] for (uint w = 0; w < words; ++w) {
       const uint row_at = slice * kSliceVecs + w * kElements * kRowVecs;
-      const uint key_at =
-          slice * kSliceVecs + kSliceElements * kRowVecs + w * kElements * kKeyVecs;
+      const uint key_at = slice * kSliceVecs + kSliceElements * kRowVecs + w * kElements * kKeyVecs;
       uint row_column[kTrVecs], key_column[kTcVecs];
       [[unroll]] for (uint j = 0; j < kTrVecs; ++j) {
         row_column[j] = row_at + ((t_y * kTrVecs + j) ^ swizzle(w, kRowVecs));
@@ -250,8 +249,8 @@ void weigh(uint64_t v, int key, uint first, uint last, int limit, bool exact) {
     [[dont_unroll]] for (uint four = 0; four < kSliceKeys; four += 4) {
       uint columns[kTrVecs];
       [[unroll]] for (uint j = 0; j < kTrVecs; ++j) {
-        columns[j] = (first + four) * kRowVecs +
-                     ((t_y * kTrVecs + j) ^ weight_swizzle(first + four));
+        columns[j] =
+            (first + four) * kRowVecs + ((t_y * kTrVecs + j) ^ weight_swizzle(first + four));
       }
       if (!exact) {
         [[unroll]] for (uint i = 0; i < 4; ++i) {
@@ -346,10 +345,10 @@ void main() {
   t_first = params.index_begin + (gl_NumWorkGroups.x - 1 - gl_WorkGroupID.x) * kRows;
   const uint batch_index = t_group / params.kv_heads, kv_head = t_group % params.kv_heads;
   const Batch batch = Batches(params.batches).at[batch_index];
-  const uint64_t k = params.k + int64_t(batch_index) * params.k_batch +
-                     int64_t(kv_head) * params.k_head;
-  const uint64_t v = params.v + int64_t(batch_index) * params.v_batch +
-                     int64_t(kv_head) * params.v_head;
+  const uint64_t k =
+      params.k + int64_t(batch_index) * params.k_batch + int64_t(kv_head) * params.k_head;
+  const uint64_t v =
+      params.v + int64_t(batch_index) * params.v_batch + int64_t(kv_head) * params.v_head;
 
   // Ranges never step back from row to row: the tile sees [early.x, late.y), each row at least
   // [late.x, early.y).

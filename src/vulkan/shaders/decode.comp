@@ -248,15 +248,15 @@ void main() {
   const uint group = params.group + gl_WorkGroupID.z;
   const uint batch_index = group / params.kv_heads, kv_head = group % params.kv_heads;
   const Batch batch = Batches(params.batches).at[batch_index];
-  const uint64_t k = params.k + int64_t(batch_index) * params.k_batch +
-                     int64_t(kv_head) * params.k_head;
-  const uint64_t v = params.v + int64_t(batch_index) * params.v_batch +
-                     int64_t(kv_head) * params.v_head;
+  const uint64_t k =
+      params.k + int64_t(batch_index) * params.k_batch + int64_t(kv_head) * params.k_head;
+  const uint64_t v =
+      params.v + int64_t(batch_index) * params.v_batch + int64_t(kv_head) * params.v_head;
   const int split_begin = int((params.split + split) * kSplitLen);
 
   const uint index_last = min(t_first + kRows, params.index_end) - 1;
-  t_range = ivec2(visible(batch, t_first / params.heads).x,
-                  visible(batch, index_last / params.heads).y);
+  t_range =
+      ivec2(visible(batch, t_first / params.heads).x, visible(batch, index_last / params.heads).y);
   t_range = clamp(t_range - split_begin, ivec2(0), ivec2(kSplitLen));
   if (t_id < kRows) {
     ivec2 range = visible(batch, (t_first + t_id) / params.heads) - split_begin;
