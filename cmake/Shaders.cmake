@@ -24,5 +24,11 @@ function(keyfold_shaders target)
               -P ${embed}
       DEPENDS ${words} ${embed} VERBATIM)
     target_sources(${target} PRIVATE ${folder}/${name}.hpp)
+    list(APPEND headers ${folder}/${name}.hpp)
   endforeach()
+  add_custom_target(${target}_shaders DEPENDS ${headers})
+  if(NOT TARGET shaders)
+    add_custom_target(shaders)  # all of them, for tools that read sources
+  endif()
+  add_dependencies(shaders ${target}_shaders)
 endfunction()

@@ -65,8 +65,8 @@ std::optional<Traits> Traits::of(const vk::raii::PhysicalDevice& device) {
                                limits.limits.maxComputeWorkGroupSize[0]);
   t.max_groups_z = limits.limits.maxComputeWorkGroupCount[2];
   for (const auto& extension : device.enumerateDeviceExtensionProperties()) {
-    const auto is = [&](const char* name) {
-      return std::strcmp(extension.extensionName, name) == 0;
+    const auto is = [&](const char* wanted) {
+      return std::strcmp(extension.extensionName, wanted) == 0;
     };
     t.portability |= is("VK_KHR_portability_subset");
     if (is(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME)) {

@@ -140,10 +140,10 @@ TEST(Tool, DevicesListTheDefaultFirst) {
   EXPECT_THAT(text, AllOf(HasSubstr("cpu"), HasSubstr("type       cpu"), HasSubstr("bfloat16")));
   for (const nlohmann::json& device : devices) {
     // What a device does not have is not shown.
-    if (device["watchdog"] != "") {
+    if (!device["watchdog"].get<std::string>().empty()) {
       EXPECT_THAT(text, HasSubstr("watchdog   " + device["watchdog"].get<std::string>()));
     }
-    if (device["driver"] != "") {
+    if (!device["driver"].get<std::string>().empty()) {
       EXPECT_THAT(text, HasSubstr("driver     " + device["driver"].get<std::string>()));
     }
   }
