@@ -102,10 +102,13 @@ class AttentionState::Impl {
       check_same(core::make_problem(theirs.shape, &q_, options_));
       begin(theirs.shape, other.session_->report().backend);
     }
-    if (session_->report().kernel != other.session_->report().kernel) {
-      throw InvalidArgument("other", "expected a state of the same kernel (" +
-                                         session_->report().kernel + "), got " +
-                                         other.session_->report().kernel);
+    const auto kernel = [](const core::Session& session) {
+      const Report report = session.report();
+      return report.backend + " " + report.kernel;
+    };
+    if (kernel(*session_) != kernel(*other.session_)) {
+      throw InvalidArgument("other", "expected a state of the same backend and kernel (" +
+                                         kernel(*session_) + "), got " + kernel(*other.session_));
     }
     usable_ = other.usable_ = false;
     other.fold_tail();

@@ -2,6 +2,7 @@
 #include "vulkan/buffer.hpp"
 
 #include <array>
+#include <new>
 #include <utility>
 
 namespace keyfold::vulkan {
@@ -88,10 +89,15 @@ std::unique_ptr<Buffer> BufferPool::take(Use use, std::int64_t size) {
   return allocate(use, size);
 }
 
-void BufferPool::put_back(std::unique_ptr<Buffer> buffer) {
+void BufferPool::put_back(std::unique_ptr<Buffer> buffer) noexcept {
   const std::lock_guard lock(mutex_);
-  idle_bytes_ += buffer->size;
-  idle_.push_back(std::move(buffer));
+  const std::int64_t size = buffer->size;
+  try {
+    idle_.push_back(std::move(buffer));
+  } catch (const std::bad_alloc&) {
+    return;  // then it is freed
+  }
+  idle_bytes_ += size;
   while (idle_bytes_ > kMaxIdleBytes) {
     idle_bytes_ -= idle_.front()->size;
     idle_.erase(idle_.begin());

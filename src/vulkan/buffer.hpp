@@ -36,7 +36,7 @@ class BufferPool {
 
   /// A buffer of at least `size` > 0 bytes. Throws vk::OutOfDeviceMemoryError.
   std::unique_ptr<Buffer> take(Use use, std::int64_t size);
-  void put_back(std::unique_ptr<Buffer> buffer);
+  void put_back(std::unique_ptr<Buffer> buffer) noexcept;
   /// A buffer that never comes from the pool nor goes there.
   std::unique_ptr<Buffer> allocate(Use use, std::int64_t size);
 

@@ -9,16 +9,20 @@
 
 namespace keyfold::vulkan {
 
-/// body() while a run begins: nothing is lost yet when the memory does not suffice.
+/// body(device) while a run begins, or begins anew, on the device that is in use now. Where the
+/// memory does not suffice nothing is lost yet; a lost device is given up.
 template <class Body>
-decltype(auto) guard_begin(const Body& body) {
+decltype(auto) guard_begin(Gpu& gpu, const Body& body) {
+  std::shared_ptr<Device> device;
   try {
-    return body();
+    device = gpu.device();
+    return body(device);
   } catch (const vk::OutOfDeviceMemoryError&) {
     throw RunError(ErrorCode::kOutOfMemory, "the GPU has no memory left for this call's scratch");
   } catch (const vk::OutOfHostMemoryError&) {
     throw RunError(ErrorCode::kOutOfMemory, "the GPU's driver has no host memory left");
   } catch (const vk::DeviceLostError& e) {
+    if (device) gpu.give_up(device);
     throw core::DeviceLost(std::string("Vulkan: ") + e.what());
   } catch (const vk::Error& e) {
     throw RunError(ErrorCode::kDeviceFailure, std::string("Vulkan: ") + e.what());

@@ -20,27 +20,27 @@ vk::BufferCopy region(std::int64_t from, std::int64_t to, std::int64_t bytes) {
 }  // namespace
 
 VulkanMemory::VulkanMemory(Gpu& gpu, std::int64_t bytes) : gpu_(gpu) {
-  guard_begin([&] {
-    device_ = gpu.device();
+  guard_begin(gpu, [&](const std::shared_ptr<Device>& device) {
+    device_ = device;
     buffer_ = device_->buffers().allocate(
         device_->traits().shared_memory ? Use::kShared : Use::kKernels, bytes);
   });
 }
 
-void VulkanMemory::check_alive() const {
-  if (gpu_.device() == device_) return;
+void VulkanMemory::check_on(const std::shared_ptr<Device>& device) const {
+  if (device == device_) return;
   throw RunError(ErrorCode::kDeviceFailure,
                  "the device that held this buffer was lost, and its contents with it; make the "
                  "buffer again, or pass keys in host memory, which survive such a loss");
 }
 
 Address VulkanMemory::address_on(const std::shared_ptr<Device>& device) const {
-  if (device != device_) check_alive();
+  check_on(device);
   return buffer_->address;
 }
 
 void VulkanMemory::upload(std::int64_t offset, const void* from, std::int64_t bytes) {
-  check_alive();
+  check_on(gpu_.device());
   if (buffer_->host) {
     std::memcpy(buffer_->host + offset, from, static_cast<std::size_t>(bytes));
     return;
@@ -61,7 +61,7 @@ void VulkanMemory::upload(std::int64_t offset, const void* from, std::int64_t by
 }
 
 void VulkanMemory::download(std::int64_t offset, void* to, std::int64_t bytes) const {
-  check_alive();
+  check_on(gpu_.device());
   if (buffer_->host) {
     std::memcpy(to, buffer_->host + offset, static_cast<std::size_t>(bytes));
     return;

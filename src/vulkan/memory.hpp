@@ -18,7 +18,7 @@ class VulkanMemory : public core::DeviceMemory {
   Address address_on(const std::shared_ptr<Device>& device) const;
 
  private:
-  void check_alive() const;
+  void check_on(const std::shared_ptr<Device>& device) const;
 
   Gpu& gpu_;
   std::shared_ptr<Device> device_;

@@ -14,6 +14,7 @@
 namespace keyfold::vulkan {
 namespace {
 
+constexpr std::int64_t kMostGroups = 65535;  // workgroups along x or y that every device takes
 constexpr std::int64_t kFar = std::int64_t{1} << 30;  // farther than any row or key of a chunk
 
 std::int32_t near(std::int64_t position) {
@@ -58,17 +59,17 @@ VulkanRun::VulkanRun(Gpu& gpu, const core::Problem& problem, const core::Block& 
       block_(block),
       layout_{problem, Shapes(problem, gpu.traits()).tile_rows(), gpu.traits().shared_memory},
       arena_(num_threads) {
-  guard_begin([&] { prepare(); });
+  guard_begin(gpu_, [&](const auto& device) { prepare(device); });
 }
 
 std::int64_t VulkanRun::states() const {
   return layout_.states(block_.group_end - block_.group_begin, block_.row_end - block_.row_begin);
 }
 
-void VulkanRun::prepare() {
+void VulkanRun::prepare(const std::shared_ptr<Device>& device) {
   begun_ = false;
   on_.reset();  // first, so that its memory can be used again
-  on_ = std::make_unique<OnDevice>(gpu_.device(), layout_, block_);
+  on_ = std::make_unique<OnDevice>(device, layout_, block_);
   arena_.execute([&] {
     write_queries(on_->start->host);
     write_state(on_->start->host + layout_.q(states()));
@@ -207,35 +208,44 @@ std::vector<VulkanRun::Dispatch> VulkanRun::plan_dispatches(const ChunkBox& box,
   params.clear();
   std::vector<Dispatch> result;
   const std::int64_t indices = chunk.index_end - chunk.index_begin, splits = chunk.num_splits;
-  const std::int64_t tiles = ceil_div(indices, shapes.tile_rows());
   const std::int64_t groups = box.group_end - box.group_begin;
   const std::int64_t most_groups = gpu_.traits().max_groups_z;
   const std::int64_t partials = layout_.partial_rows(block_.row_end - block_.row_begin);
   // Splits side by side where the rows alone would leave a large device idle. The bits are the
   // same.
-  const bool direct = !Shapes::decode(problem_) &&
-                      (splits == 1 || tiles * groups >= kBusyTiles || 2 * indices > partials);
+  const bool direct =
+      !Shapes::decode(problem_) && (splits == 1 || 2 * indices > partials ||
+                                    ceil_div(indices, shapes.tile_rows()) * groups >= kBusyTiles);
   const std::int64_t wave_groups = std::min(
       {groups, most_groups, direct ? groups : std::max<std::int64_t>(1, partials / indices)});
   const std::int64_t wave_splits =
-      direct ? splits : std::min<std::int64_t>({splits, partials / (indices * wave_groups), 65535});
+      direct ? splits
+             : std::min<std::int64_t>({splits, partials / (indices * wave_groups), kMostGroups});
   const auto get = [&](Kernel kernel) {
     return on_->device->pipelines().get(kernel, shapes.constants(kernel, !direct));
   };
+  // A dispatch that folds in place may be cut along the rows as well.
+  const std::int64_t wave_indices = direct ? kMostGroups * shapes.tile_rows() : indices;
   for (std::int64_t group = 0; group < groups; group += wave_groups) {
-    for (std::int64_t split = 0; split < splits; split += wave_splits) {
-      Params p = chunk;
-      p.group = chunk.group + u32(group);
-      p.split = u32(split);
-      p.num_splits = u32(std::min(wave_splits, splits - split));
-      const std::uint32_t at = u32(static_cast<std::int64_t>(params.size()));
-      const std::uint32_t z = u32(std::min(wave_groups, groups - group));
-      params.push_back(p);
-      const Kernel kernel = Shapes::decode(problem_) ? Kernel::kDecode : Kernel::kAttend;
-      result.push_back({get(kernel), at, u32(tiles), direct ? 1 : p.num_splits, z});
-      if (direct) continue;
-      const std::int64_t merges = ceil_div(indices, shapes.merge_rows());
-      result.push_back({get(Kernel::kMerge), at, u32(merges), 1, z});
+    for (std::int64_t index = 0; index < indices; index += wave_indices) {
+      for (std::int64_t split = 0; split < splits; split += wave_splits) {
+        const std::int64_t count = std::min(wave_indices, indices - index);
+        Params p = chunk;
+        p.group = chunk.group + u32(group);
+        p.index_begin = chunk.index_begin + u32(index);
+        p.index_end = p.index_begin + u32(count);
+        p.split = u32(split);
+        p.num_splits = u32(std::min(wave_splits, splits - split));
+        const std::uint32_t at = u32(static_cast<std::int64_t>(params.size()));
+        const std::uint32_t z = u32(std::min(wave_groups, groups - group));
+        params.push_back(p);
+        const Kernel kernel = Shapes::decode(problem_) ? Kernel::kDecode : Kernel::kAttend;
+        const std::uint32_t tiles = u32(ceil_div(count, shapes.tile_rows()));
+        result.push_back({get(kernel), at, tiles, direct ? 1 : p.num_splits, z});
+        if (direct) continue;
+        const std::uint32_t merges = u32(ceil_div(count, shapes.merge_rows()));
+        result.push_back({get(Kernel::kMerge), at, merges, 1, z});
+      }
     }
   }
   return result;
@@ -250,6 +260,7 @@ void VulkanRun::write_head(OnDevice::Frame& frame, std::vector<Params>& params,
     frame.head_upload = {on_->device, Use::kUpload, bytes};
     frame.head = {on_->device, Use::kKernels, bytes};
   }
+  frame.head_bytes = bytes;
   for (Params& p : params) p.batches = frame.head->address + static_cast<Address>(params_bytes);
   std::memcpy(frame.head_upload->host, params.data(), static_cast<std::size_t>(params_bytes));
   write_batches(box, frame.head_upload->host + params_bytes);
@@ -258,8 +269,7 @@ void VulkanRun::write_head(OnDevice::Frame& frame, std::vector<Params>& params,
 void VulkanRun::run_dispatches(const Commands& commands, const OnDevice::Frame& frame,
                                const std::vector<Dispatch>& dispatches) const {
   const vk::PipelineLayout layout = on_->device->pipelines().layout();
-  commands.copyBuffer(*frame.head_upload->handle, *frame.head->handle,
-                      copy_of(std::min(frame.head_upload->size, frame.head->size)));
+  commands.copyBuffer(*frame.head_upload->handle, *frame.head->handle, copy_of(frame.head_bytes));
   for (const Dispatch& d : dispatches) {
     Stream::barrier(commands);
     commands.bindPipeline(vk::PipelineBindPoint::eCompute, d.pipeline);
@@ -321,9 +331,8 @@ void VulkanRun::checkpoint() {
 }
 
 void VulkanRun::recover() {
-  if (on_) gpu_.give_up(on_->device);
-  guard_begin([&] {
-    prepare();
+  guard_begin(gpu_, [&](const auto& device) {
+    prepare(device);
     if (!saved_) return;
     const auto bytes = static_cast<std::int64_t>(saved_->o.size() * sizeof(float));
     for (std::int64_t at = 0; at < bytes; at += kTransferBytes) {
@@ -340,28 +349,46 @@ void VulkanRun::recover() {
 
 void VulkanRun::merge(core::Run& other) {
   auto& from = dynamic_cast<VulkanRun&>(other);
-  if (from.on_->device != on_->device) {  // one of the two was lost since
-    from.checkpoint();
-    from.recover();
+  for (VulkanRun* run : {this, &from}) {  // one of the two may stand on a device of before a loss
+    if (run->on_->device == gpu_.device()) continue;
+    run->checkpoint();
+    run->recover();
   }
   guard_run(gpu_, on_->device, [&] {
     begin_state();
     from.begin_state();
-    // Every row of the block, with the other's state as its one partial.
+    // The other's states are the partials of one split; within the limits of a dispatch.
     const ChunkBox all{
         block_.group_begin, block_.group_end, block_.row_begin, block_.row_end, 0, 0};
     const Shapes shapes(problem_, gpu_.traits());
-    std::vector<Params> params{describe(all)};
-    params[0].partial_o = from.on_->o->address;
-    params[0].partial_ml = from.on_->ml->address;
-    params[0].num_splits = 1;
-    const std::int64_t tiles = ceil_div(params[0].index_end, shapes.merge_rows());
+    const vk::Pipeline pipeline =
+        on_->device->pipelines().get(Kernel::kMerge, shapes.constants(Kernel::kMerge, true));
+    const Params whole = describe(all);
+    const std::int64_t indices = whole.index_end, groups = block_.group_end - block_.group_begin;
+    const std::int64_t most = kMostGroups * shapes.merge_rows();
+    const std::int64_t step = indices <= most ? gpu_.traits().max_groups_z : 1;
+    std::vector<Params> params;
+    std::vector<Dispatch> dispatches;
+    for (std::int64_t group = 0; group < groups; group += step) {
+      for (std::int64_t begin = 0; begin < indices; begin += most) {
+        Params p = whole;
+        const std::int64_t first = group * indices + begin;
+        p.partial_o = from.on_->o->address + static_cast<Address>(layout_.o(first));
+        p.partial_ml = from.on_->ml->address + static_cast<Address>(layout_.ml(first));
+        p.group = whole.group + u32(group);
+        p.index_begin = u32(begin);
+        p.index_end = u32(std::min(indices, begin + most));
+        p.num_splits = 1;
+        const std::int64_t tiles = ceil_div(p.index_end - p.index_begin, shapes.merge_rows());
+        dispatches.push_back({pipeline, u32(static_cast<std::int64_t>(params.size())), u32(tiles),
+                              1, u32(std::min(step, groups - group))});
+        params.push_back(p);
+      }
+    }
     OnDevice::Frame& frame = on_->frames[on_->stream.submitted() % kFrames];
-    const Dispatch merge{
-        on_->device->pipelines().get(Kernel::kMerge, shapes.constants(Kernel::kMerge, true)), 0,
-        u32(tiles), 1, u32(block_.group_end - block_.group_begin)};
     write_head(frame, params, all);
-    on_->stream.submit([&](const Commands& commands) { run_dispatches(commands, frame, {merge}); });
+    on_->stream.submit(
+        [&](const Commands& commands) { run_dispatches(commands, frame, dispatches); });
     on_->stream.wait();
   });
 }

@@ -41,6 +41,7 @@ class VulkanRun : public core::Run {
     Keys keys;
     struct Frame {
       BufferLease head_upload, head;  // Params of each dispatch, then Batch of each batch entry
+      std::int64_t head_bytes = 0;
       BufferLease mask_upload, mask;
     };
     std::array<Frame, kFrames> frames;
@@ -48,7 +49,7 @@ class VulkanRun : public core::Run {
   };
   using Commands = vk::raii::CommandBuffer;
 
-  void prepare();
+  void prepare(const std::shared_ptr<Device>& device);
   void begin_state(const Commands& commands);
   void begin_state();
   void write_queries(std::byte* to) const;

@@ -42,7 +42,7 @@ std::optional<Traits> Traits::of(const vk::raii::PhysicalDevice& device) {
   const auto& subgroups = properties.get<vk::PhysicalDeviceVulkan11Properties>();
   const auto& driver = properties.get<vk::PhysicalDeviceVulkan12Properties>();
   using Subgroup = vk::SubgroupFeatureFlagBits;
-  const auto needed = Subgroup::eBasic | Subgroup::eVote | Subgroup::eShuffle;
+  const auto needed = Subgroup::eBasic | Subgroup::eShuffle;
   if ((subgroups.subgroupSupportedOperations & needed) != needed ||
       !(subgroups.subgroupSupportedStages & vk::ShaderStageFlagBits::eCompute)) {
     return std::nullopt;

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <keyfold/device_memory.hpp>
+#include <keyfold/state.hpp>
 
 #include "support/backends.hpp"
 #include "vulkan/watchdog/watch.hpp"
@@ -134,6 +135,43 @@ TEST_P(Recovery, MemoryThatRunsOutInTheMiddleLeavesTheBits) {
   const Outputs lossy = run_in_small_chunks(inputs.call());
   EXPECT_EQ(lossy.report.recoveries, 1);
   EXPECT_TRUE(lossy.bytes() == run(inputs.call()).bytes());
+}
+
+TEST_P(Recovery, StatesOfBeforeAndAfterALossMerge) {
+  constexpr std::uint64_t kLost = 40;
+  const Watch watch({{"LOSE_AT", std::to_string(kLost)}});
+  KEYFOLD_NEEDS_A_GPU();
+  Rng rng("merge");
+  Case c = long_case();
+  c.causal = false;
+  c.kv_len = 4096;
+  const Inputs inputs(c, rng);
+  const Call call = inputs.call();
+  const auto keys = [&](const TensorView& all, std::int64_t begin, std::int64_t end) {
+    TensorView part = all;
+    part.data =
+        static_cast<const std::byte*>(all.data) + begin * all.strides[2] * size_of(all.dtype);
+    part.sizes[2] = end - begin;
+    return part;
+  };
+  AttentionOptions options = call.options;
+  options.run.backend = GetParam();
+  AttentionState before(call.q, options);
+  before.update(keys(call.k, 0, 2048), keys(call.v, 0, 2048));
+  ASSERT_LT(watch.log().size(), kLost);
+  std::int64_t recoveries = 0;
+  for (int i = 0; i < 100 && recoveries == 0; ++i) recoveries = run(call).report.recoveries;
+  ASSERT_EQ(recoveries, 1);
+  AttentionState after(call.q, options, 2048);
+  after.update(keys(call.k, 2048, 4096), keys(call.v, 2048, 4096));
+  before.merge(std::move(after));
+  Outputs got{test::Tensor(call.q.dtype, call.out_sizes()),
+              test::Tensor(DType::kFloat32, {1, c.num_heads, c.q_len, 1}),
+              {}};
+  got.out.poison();
+  got.lse.poison();
+  before.finish(got.out.mutable_view(), got.lse.mutable_view());
+  expect_right(call, got, test::all_rows(call.q));
 }
 
 TEST_P(Recovery, LossesWithoutEndAreAnError) {
