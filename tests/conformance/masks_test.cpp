@@ -63,6 +63,24 @@ TEST_P(Masks, NoKeysAtAll) {
   }
 }
 
+TEST_P(Masks, WindowsBehindTheLastKey) {
+  Rng rng("behind");
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16})
+    for (const std::int64_t q_len : {1, 6, 40})
+      for (const std::int64_t head_dim : {24, 256})
+        for (const std::int64_t key_limit : {215, 530})
+          expect_right({.dtype = dtype,
+                        .batch = 2,
+                        .q_len = q_len,
+                        .kv_len = 800,
+                        .head_dim = head_dim,
+                        .causal = true,
+                        .q_offset = 600,
+                        .window = {17, {}},
+                        .kv_lens = {key_limit, 800}},
+                       rng);
+}
+
 TEST_P(Masks, ChunksThatNobodySees) {
   Rng rng("masked chunks");
   for (const DType dtype : {DType::kFloat32, DType::kFloat16}) {

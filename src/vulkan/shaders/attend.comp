@@ -370,7 +370,7 @@ void main() {
       barrier();
       for (uint r = t_id; r < kRows; r += kThreads) s_ml[r] = vec2(hidden(), 0.0);
       barrier();
-      const int tile = begin - (begin - split_begin) % int(kKeys);
+      const int tile = begin < end ? begin - (begin - split_begin) % int(kKeys) : end;
       if (begin < end) load_slice(k, tile, batch.limit, 0);
       [[dont_unroll]] for (int key = tile; key < end; key += int(kKeys)) {
         // Slices of v that no row of the tile sees are passed over.
