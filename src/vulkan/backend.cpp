@@ -55,8 +55,8 @@ class VulkanBackend : public core::Backend {
     const Traits& t = gpu_.traits();
     return {.backend = name_,
             .name = t.name,
-            .kernel = "scalar",
-            .kernels = {"scalar"},
+            .kernel = selected_kernel(t),
+            .kernels = kernel_names(t),
             .num_threads = 0,
             .memory_bytes = t.memory_bytes,
             .max_head_dim = kMaxDim,
@@ -76,12 +76,12 @@ class VulkanBackend : public core::Backend {
   }
 
   core::KernelInfo kernel(const core::Problem& problem) const override {
-    const std::int64_t tile = Shapes(problem, gpu_.traits()).tile_rows();
+    const Shapes shapes(problem, gpu_.traits());
     const bool discrete = gpu_.traits().type == vk::PhysicalDeviceType::eDiscreteGpu;
     const bool software = type_name(gpu_.traits().type) == "software GPU";
-    return {.name = "scalar",
-            .split_len = Shapes::split_len(problem),
-            .row_align = std::max<std::int64_t>(1, tile / problem.group_size()),
+    return {.name = shapes.name(),
+            .split_len = shapes.split_len(),
+            .row_align = std::max<std::int64_t>(1, shapes.tile_rows() / problem.group_size()),
             .max_in_flight = static_cast<int>(kFrames),
             .first_dispatch_flops = discrete   ? 2e9
                                     : software ? 2e7
@@ -115,7 +115,7 @@ class VulkanBackend : public core::Backend {
 
  private:
   Layout layout(const core::Problem& problem) const {
-    return {problem, Shapes(problem, gpu_.traits()).tile_rows(), gpu_.traits().shared_memory};
+    return {problem, Shapes(problem, gpu_.traits()), gpu_.traits().shared_memory};
   }
 
   std::string name_;

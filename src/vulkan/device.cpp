@@ -16,6 +16,7 @@ vk::raii::Device make_device(const vk::raii::PhysicalDevice& physical, const Tra
   features.features.shaderInt64 = true;
   vk::PhysicalDeviceVulkan12Features more;
   more.timelineSemaphore = more.bufferDeviceAddress = more.scalarBlockLayout = true;
+  more.vulkanMemoryModel = more.shaderFloat16 = traits.matrices.any();
   features.pNext = &more;
   vk::PhysicalDeviceSubgroupSizeControlFeatures sizes;
   if (traits.pins_subgroup_size) {
@@ -23,6 +24,9 @@ vk::raii::Device make_device(const vk::raii::PhysicalDevice& physical, const Tra
     more.pNext = &sizes;
     extensions.push_back(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME);
   }
+  MatrixFeatures matrices(traits.matrices);
+  more.pNext = matrices.chain(traits.matrices, more.pNext);
+  for (const char* name : traits.matrices.extensions()) extensions.push_back(name);
   vk::DeviceCreateInfo info({}, queue, {}, extensions);
   info.pNext = &features;
   return {physical, info};

@@ -8,7 +8,7 @@ namespace keyfold::vulkan {
 Gpu::Gpu(std::shared_ptr<const Instance> instance, vk::raii::PhysicalDevice physical)
     : instance_(std::move(instance)),
       physical_(std::move(physical)),
-      traits_(*Traits::of(physical_)) {}
+      traits_(*Traits::of(instance_->handle(), physical_)) {}
 
 std::shared_ptr<Device> Gpu::device() {
   const std::lock_guard lock(mutex_);

@@ -11,7 +11,7 @@ namespace keyfold::vulkan {
 namespace {
 
 vk::raii::Instance make_instance(const vk::raii::Context& context) {
-  const vk::ApplicationInfo application("keyfold", 0, "keyfold", 0, VK_API_VERSION_1_2);
+  const vk::ApplicationInfo application("keyfold", 0, "keyfold", 0, VK_API_VERSION_1_3);
   std::vector<const char*> extensions;
   vk::InstanceCreateFlags flags;
   for (const auto& extension : context.enumerateInstanceExtensionProperties()) {
@@ -48,7 +48,7 @@ Instance::Instance() : instance_(make_instance(context_)) {}
 std::vector<vk::raii::PhysicalDevice> Instance::devices() const {
   std::vector<vk::raii::PhysicalDevice> usable;
   for (vk::raii::PhysicalDevice& device : vk::raii::PhysicalDevices(instance_)) {
-    if (Traits::of(device)) usable.push_back(std::move(device));
+    if (Traits::of(instance_, device)) usable.push_back(std::move(device));
   }
   std::ranges::stable_sort(usable, {}, rank);
   return usable;

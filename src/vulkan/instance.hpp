@@ -14,6 +14,7 @@ class Instance {
 
   Instance();
 
+  const vk::raii::Instance& handle() const { return instance_; }
   /// Those that can run keyfold's kernels, the fastest kind first: discrete, integrated, virtual,
   /// software.
   std::vector<vk::raii::PhysicalDevice> devices() const;

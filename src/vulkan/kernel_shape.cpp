@@ -8,7 +8,9 @@ namespace keyfold::vulkan {
 namespace {
 
 constexpr std::uint32_t kVec4Bytes = 16;
-constexpr std::uint32_t kDecodeRegisters = 64;  // floats of q, or of the output, in a thread
+constexpr std::uint32_t kDecodeRegisters = 64;      // floats of q, or of the output, in a thread
+constexpr std::uint32_t kMatrixRegisters = 128;     // elements of q, or of the output, in a thread
+constexpr std::uint32_t kMatrixShared = 48 * 1024;  // drivers lose devices that are asked for more
 
 std::uint32_t ceil_div(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
@@ -28,6 +30,18 @@ std::uint32_t shared_bytes(const AttendShape& s, std::uint32_t elements) {
   const std::uint32_t weights = s.keys() * s.rows() / 4;
   const std::uint32_t values = 2 * s.slice_keys * s.groups * s.tx;
   return (std::max(slices, weights) + values) * kVec4Bytes + s.rows() * 8 + 4;
+}
+
+/// As matrix.comp declares it, with a mask.
+std::uint32_t shared_bytes(const MatrixShape& s, const Dims& dims, bool in_registers) {
+  const auto line = [&](std::uint32_t words) {
+    return ceil_div(ceil_div(words * dims.elements, s.size) * s.size, 8) + 1;
+  };
+  const std::uint32_t marks = s.rows() * ceil_div(dims.value_words, 2);
+  const std::uint32_t matrix = s.size * s.size;
+  const std::uint32_t weights = s.subgroups * matrix * 4 + s.rows() * s.keys * 2;
+  return s.keys * (line(dims.head_words) + line(dims.value_words)) * 16 + matrix * 4 +
+         s.rows() * 24 + 2 * ceil_div(s.keys, 32) * 4 + marks * 4 + (in_registers ? 0 : weights);
 }
 
 /// As decode.comp declares it.
@@ -77,6 +91,23 @@ AttendShape attend_shape(const ShapeQuery& query) {
     throw std::invalid_argument("the prefill kernel needs more shared memory or threads");
   }
   return s;
+}
+
+std::optional<MatrixShape> matrix_shape(const ShapeQuery& query, std::uint32_t size,
+                                        bool in_registers) {
+  const Dims dims(query);
+  const std::uint32_t columns = std::max(dims.head_words, dims.value_words) * dims.elements;
+  const std::uint32_t most = std::min(query.max_shared_bytes, kMatrixShared);
+  MatrixShape s{.subgroup_size = query.subgroup_size, .size = size};
+  if (size * columns > kMatrixRegisters * query.subgroup_size) return std::nullopt;
+  for (s.subgroups = 8; s.subgroups > 0; s.subgroups /= 2) {
+    if (s.workgroup() > query.max_workgroup_invocations) continue;
+    for (s.keys = 64; s.keys >= size; s.keys /= 2) {
+      s.shared_bytes = shared_bytes(s, dims, in_registers);
+      if (s.shared_bytes <= most) return s;
+    }
+  }
+  return std::nullopt;
 }
 
 DecodeShape decode_shape(const ShapeQuery& query) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "keyfold/tensor.hpp"
@@ -22,8 +23,9 @@ struct ShapeQuery {
 /// Elements of a row as it is stored: `dim` padded to whole 16-byte words.
 std::uint32_t padded_dim(DType dtype, std::int64_t dim);
 
-/// Keys of a split of the prefill and of the decode kernel: constants, as bits depend on them.
+/// Keys of a split of each kernel: constants, as bits depend on them.
 inline constexpr std::uint32_t kPrefillSplitLen = 1024;
+inline constexpr std::uint32_t kMatrixSplitLen = 2048;
 inline constexpr std::uint32_t kDecodeSplitLen = 512;
 
 /// shaders/attend.comp. A workgroup is `ty` x `tx` threads of `tr` rows x `tc` keys.
@@ -40,6 +42,21 @@ struct AttendShape {
   /// Constants 16, 17, ...; the last is kPartial.
   std::vector<std::uint32_t> constants(bool partial) const {
     return {ty, tx, tr, tc, groups, slice_words, slice_keys, partial ? 1u : 0u};
+  }
+};
+
+/// shaders/matrix.comp. A workgroup is `subgroups` subgroups of `size` rows.
+struct MatrixShape {
+  std::uint32_t subgroups = 0, subgroup_size = 0;
+  std::uint32_t keys = 0;  ///< of a tile
+  std::uint32_t size = 0;  ///< of one product: size x size x size
+  std::uint32_t shared_bytes = 0;
+
+  std::uint32_t workgroup() const { return subgroups * subgroup_size; }
+  std::uint32_t rows() const { return subgroups * size; }  ///< of a workgroup
+  /// Constants 16, 17, ...; the last two are kPartial and kFinished.
+  std::vector<std::uint32_t> constants(bool partial, bool finished) const {
+    return {subgroups, keys, size, size, size, partial ? 1u : 0u, finished ? 1u : 0u};
   }
 };
 
@@ -67,6 +84,11 @@ struct MergeShape {
   std::uint32_t workgroup() const { return threads; }
   std::vector<std::uint32_t> constants() const { return {threads}; }
 };
+
+/// nullopt where a subgroup's registers or shared memory are too few. `size` is of one product;
+/// `in_registers` as MatrixTraits::nv2.
+std::optional<MatrixShape> matrix_shape(const ShapeQuery& query, std::uint32_t size,
+                                        bool in_registers);
 
 /// Each throws std::invalid_argument if even the smallest shape needs more than the device has.
 AttendShape attend_shape(const ShapeQuery& query);

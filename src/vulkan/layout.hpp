@@ -12,8 +12,8 @@ inline constexpr std::int64_t kBusyTiles = 512;     ///< workgroups that keep a 
 inline constexpr std::int64_t kDecodeTiles = 4096;  ///< workgroups of one wave of short kernels
 inline constexpr std::int64_t kMaxPartials = 32 << 20;  ///< bytes of partial states, about
 inline constexpr std::int64_t kFrames = 2;              ///< submissions in flight
-inline constexpr std::int64_t kMinWindow = 4 << 20, kMaxWindow = 32 << 20;
-inline constexpr std::int64_t kTransferBytes = 8 << 20;
+inline constexpr std::int64_t kMinWindow = 1 << 20, kMaxWindow = 32 << 20;
+inline constexpr std::int64_t kMaxTransfer = 8 << 20;
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -21,15 +21,15 @@ inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a
 /// Sizes in bytes, for a block of `groups` x `rows`.
 struct Layout {
   const core::Problem& problem;
-  std::int64_t tile_rows;  ///< rows of a workgroup
-  bool shared_memory;      ///< the host writes the device's memory
+  Shapes shapes;
+  bool shared_memory;  ///< the host writes the device's memory
 
   std::int64_t element() const { return size_of(problem.shape.dtype); }
   std::int64_t k_pitch() const { return round_up(problem.shape.head_dim * element(), 16); }
   std::int64_t v_pitch() const { return round_up(problem.shape.value_dim * element(), 16); }
   std::int64_t padded_head_dim() const { return k_pitch() / element(); }
   std::int64_t padded_value_dim() const { return v_pitch() / element(); }
-  std::int64_t split_len() const { return Shapes::split_len(problem); }
+  std::int64_t split_len() const { return shapes.split_len(); }
 
   std::int64_t states(std::int64_t groups, std::int64_t rows) const {
     return groups * rows * problem.group_size();
@@ -40,17 +40,21 @@ struct Layout {
   /// Partial states that wait to be merged: at least one split of one group.
   std::int64_t partial_rows(std::int64_t rows) const {
     const std::int64_t indices = rows * problem.group_size();
-    const std::int64_t tiles = Shapes::decode(problem) ? kDecodeTiles : kBusyTiles;
-    return std::max(indices, std::min(tiles * std::min(indices, tile_rows),
+    const std::int64_t tiles = shapes.decode() ? kDecodeTiles : kBusyTiles;
+    return std::max(indices, std::min(tiles * std::min(indices, shapes.tile_rows()),
                                       kMaxPartials / (padded_value_dim() * 4)));
   }
   /// Keys and values of a window that every group of a chunk needs.
   std::int64_t key_bytes(std::int64_t groups) const { return groups * (k_pitch() + v_pitch()); }
   /// One of the two windows into which host keys are copied.
   std::int64_t window(std::int64_t groups, std::int64_t rows) const {
+    // In proportion to the work on it; where that is little, copies cost most when they are small.
     const std::int64_t likely = 2 * o(states(groups, rows));
-    return std::max(key_bytes(groups) * split_len(), std::clamp(likely, kMinWindow, kMaxWindow));
+    const std::int64_t least = shapes.decode() ? 4 * kMinWindow : kMinWindow;
+    return std::max(key_bytes(groups) * split_len(), std::clamp(likely, least, kMaxWindow));
   }
+  /// A piece of the state on its way to or from the host.
+  std::int64_t transfer(std::int64_t states) const { return std::min(kMaxTransfer, o(states)); }
   /// Mask bytes of one key, of all the rows and heads of a block.
   std::int64_t mask_key_bytes(std::int64_t groups, std::int64_t rows) const {
     if (!problem.mask) return 0;
@@ -67,7 +71,7 @@ struct Layout {
   std::int64_t mask(std::int64_t groups, std::int64_t rows) const {
     if (!problem.mask) return 0;
     const std::int64_t split = split_len() * mask_key_bytes(groups, rows);
-    return std::max(split, std::min<std::int64_t>(8 * split, kMinWindow));
+    return std::max(split, std::min<std::int64_t>(8 * split, 4 * kMinWindow));
   }
   /// Keys of a chunk that both a window and its mask hold, in whole splits.
   std::int64_t max_keys(std::int64_t groups, std::int64_t rows) const {
@@ -79,7 +83,7 @@ struct Layout {
     const std::int64_t n = states(groups, rows), p = partial_rows(rows);
     const std::int64_t copies = shared_memory ? 1 : 2;  // on the host's side and on the device's
     return copies * (q(n) + kFrames * (window(groups, rows) + mask(groups, rows))) + o(n) +
-           2 * ml(n) + o(p) + ml(p) + kTransferBytes;
+           2 * ml(n) + o(p) + ml(p) + transfer(n);
   }
 };
 

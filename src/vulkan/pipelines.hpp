@@ -13,8 +13,16 @@
 
 namespace keyfold::vulkan {
 
-/// The kernels, each of them one shader.
-enum class Kernel : std::uint8_t { kAttend, kDecode, kMerge };
+/// The kernels, each of them one shader. kMatrix2 are those of VK_NV_cooperative_matrix2.
+enum class Kernel : std::uint8_t {
+  kAttend,
+  kMatrixFloat16,
+  kMatrixBFloat16,
+  kMatrix2Float16,
+  kMatrix2BFloat16,
+  kDecode,
+  kMerge,
+};
 
 /// A specialization constant: its id and its value.
 using Constants = std::vector<std::pair<std::uint32_t, std::uint32_t>>;

@@ -43,7 +43,7 @@ VulkanRun::OnDevice::OnDevice(std::shared_ptr<Device> made, const Layout& layout
   ml = {device, Use::kKernels, layout.ml(states)};
   partial_o = {device, Use::kKernels, layout.o(partials)};
   partial_ml = {device, Use::kKernels, layout.ml(partials)};
-  transfer = {device, Use::kReadback, kTransferBytes};
+  transfer = {device, Use::kReadback, layout.transfer(states)};
   const std::int64_t mask_bytes = layout.mask(groups, rows);
   for (Frame& frame : frames) {
     if (mask_bytes == 0) continue;
@@ -57,7 +57,7 @@ VulkanRun::VulkanRun(Gpu& gpu, const core::Problem& problem, const core::Block& 
     : gpu_(gpu),
       problem_(problem),
       block_(block),
-      layout_{problem, Shapes(problem, gpu.traits()).tile_rows(), gpu.traits().shared_memory},
+      layout_{problem, Shapes(problem, gpu.traits()), gpu.traits().shared_memory},
       arena_(num_threads) {
   guard_begin(gpu_, [&](const auto& device) { prepare(device); });
 }
@@ -203,7 +203,7 @@ std::function<void(const VulkanRun::Commands&)> VulkanRun::upload_mask(const Chu
 
 std::vector<VulkanRun::Dispatch> VulkanRun::plan_dispatches(const ChunkBox& box,
                                                             std::vector<Params>& params) const {
-  const Shapes shapes(problem_, gpu_.traits());
+  const Shapes& shapes = layout_.shapes;
   const Params chunk = params.front();
   params.clear();
   std::vector<Dispatch> result;
@@ -214,8 +214,8 @@ std::vector<VulkanRun::Dispatch> VulkanRun::plan_dispatches(const ChunkBox& box,
   // Splits side by side where the rows alone would leave a large device idle. The bits are the
   // same.
   const bool direct =
-      !Shapes::decode(problem_) && (splits == 1 || 2 * indices > partials ||
-                                    ceil_div(indices, shapes.tile_rows()) * groups >= kBusyTiles);
+      !shapes.decode() && (splits == 1 || 2 * indices > partials ||
+                           ceil_div(indices, shapes.tile_rows()) * groups >= kBusyTiles);
   const std::int64_t wave_groups = std::min(
       {groups, most_groups, direct ? groups : std::max<std::int64_t>(1, partials / indices)});
   const std::int64_t wave_splits =
@@ -239,9 +239,8 @@ std::vector<VulkanRun::Dispatch> VulkanRun::plan_dispatches(const ChunkBox& box,
         const std::uint32_t at = u32(static_cast<std::int64_t>(params.size()));
         const std::uint32_t z = u32(std::min(wave_groups, groups - group));
         params.push_back(p);
-        const Kernel kernel = Shapes::decode(problem_) ? Kernel::kDecode : Kernel::kAttend;
         const std::uint32_t tiles = u32(ceil_div(count, shapes.tile_rows()));
-        result.push_back({get(kernel), at, tiles, direct ? 1 : p.num_splits, z});
+        result.push_back({get(shapes.main()), at, tiles, direct ? 1 : p.num_splits, z});
         if (direct) continue;
         const std::uint32_t merges = u32(ceil_div(count, shapes.merge_rows()));
         result.push_back({get(Kernel::kMerge), at, merges, 1, z});
@@ -309,10 +308,11 @@ HostState VulkanRun::download() {
   state.padded_value_dim = layout_.padded_value_dim();
   state.o.resize(static_cast<std::size_t>(layout_.o(states()) / 4));
   state.ml.resize(static_cast<std::size_t>(layout_.ml(states()) / 4));
+  const std::int64_t piece = layout_.transfer(states());
   const auto to_host = [&](const BufferLease& from, std::vector<float>& to) {
     const auto bytes = static_cast<std::int64_t>(to.size() * sizeof(float));
-    for (std::int64_t at = 0; at < bytes; at += kTransferBytes) {
-      const std::int64_t size = std::min(kTransferBytes, bytes - at);
+    for (std::int64_t at = 0; at < bytes; at += piece) {
+      const std::int64_t size = std::min(piece, bytes - at);
       on_->stream.submit([&](const Commands& commands) {
         commands.copyBuffer(*from->handle, *on_->transfer->handle, copy_of(size, at));
       });
@@ -335,8 +335,9 @@ void VulkanRun::recover() {
     prepare(device);
     if (!saved_) return;
     const auto bytes = static_cast<std::int64_t>(saved_->o.size() * sizeof(float));
-    for (std::int64_t at = 0; at < bytes; at += kTransferBytes) {
-      const std::int64_t size = std::min(kTransferBytes, bytes - at);
+    const std::int64_t piece = layout_.transfer(states());
+    for (std::int64_t at = 0; at < bytes; at += piece) {
+      const std::int64_t size = std::min(piece, bytes - at);
       std::memcpy(on_->transfer->host, reinterpret_cast<const std::byte*>(saved_->o.data()) + at,
                   static_cast<std::size_t>(size));
       on_->stream.submit([&](const Commands& commands) {
@@ -360,7 +361,7 @@ void VulkanRun::merge(core::Run& other) {
     // The other's states are the partials of one split; within the limits of a dispatch.
     const ChunkBox all{
         block_.group_begin, block_.group_end, block_.row_begin, block_.row_end, 0, 0};
-    const Shapes shapes(problem_, gpu_.traits());
+    const Shapes& shapes = layout_.shapes;
     const vk::Pipeline pipeline =
         on_->device->pipelines().get(Kernel::kMerge, shapes.constants(Kernel::kMerge, true));
     const Params whole = describe(all);

@@ -1,6 +1,10 @@
 // Constants of the kernels.
 #include "vulkan/shapes.hpp"
 
+#include <cstdlib>
+
+#include "keyfold/error.hpp"
+
 namespace keyfold::vulkan {
 namespace {
 
@@ -18,48 +22,100 @@ std::uint32_t mask_type(const core::Problem& problem) {
 
 }  // namespace
 
+std::vector<std::string> kernel_names(const Traits& traits) {
+  std::vector<std::string> names;
+  if (traits.matrices.nv2) names.emplace_back("matrix2");
+  if (traits.matrices.any()) names.emplace_back("matrix");
+  names.emplace_back("scalar");
+  return names;
+}
+
+std::string selected_kernel(const Traits& traits) {
+  const std::vector<std::string> names = kernel_names(traits);
+  const char* wanted = std::getenv("KEYFOLD_VULKAN_KERNEL");
+  if (wanted == nullptr) return names.front();
+  std::string all;
+  for (const std::string& name : names) {
+    if (name == wanted) return name;
+    all += (all.empty() ? "" : ", ") + name;
+  }
+  throw InvalidArgument("KEYFOLD_VULKAN_KERNEL", "expected one of " + all + " for " + traits.name +
+                                                     ", got '" + std::string(wanted) + "'");
+}
+
 Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(problem) {
-  const ShapeQuery query{.dtype = problem.shape.dtype,
-                         .head_dim = problem.shape.head_dim,
-                         .value_dim = problem.shape.value_dim,
+  const AttentionShape& shape = problem.shape;
+  const ShapeQuery query{.dtype = shape.dtype,
+                         .head_dim = shape.head_dim,
+                         .value_dim = shape.value_dim,
                          .subgroup_size = traits.subgroup_size,
                          .max_shared_bytes = traits.max_shared_bytes,
                          .max_workgroup_invocations = traits.max_invocations};
   merge_ = merge_shape(query);
-  if (decode(problem)) {
+  if (shape.q_len <= kFewRows) {
+    main_ = Kernel::kDecode;
     decode_ = decode_shape(query);
-    tile_rows_ = decode_.rows(problem.shape.q_len * problem.group_size());
-  } else {
+    tile_rows_ = decode_.rows(shape.q_len * problem.group_size());
+    return;
+  }
+  if (const std::string name = selected_kernel(traits); name != "scalar") {
+    choose_matrices(query, traits.matrices, name);
+  }
+  if (!matrices()) {
     attend_ = attend_shape(query);
     tile_rows_ = attend_.rows();
   }
 }
 
-Constants Shapes::constants(Kernel kernel, bool partial) const {
+void Shapes::choose_matrices(const ShapeQuery& query, const MatrixTraits& traits,
+                             const std::string& name) {
+  const bool half = query.dtype == DType::kFloat16, two = name == "matrix2";
+  if (query.dtype == DType::kFloat32) return;
+  const std::uint32_t size = half ? traits.float16 : traits.bfloat16;
+  const auto shape = size == 0 ? std::nullopt : matrix_shape(query, size, two);
+  if (!shape) return;
+  matrix_ = *shape;
+  tile_rows_ = matrix_.rows();
+  name_ = name;
+  main_ = two ? (half ? Kernel::kMatrix2Float16 : Kernel::kMatrix2BFloat16)
+              : (half ? Kernel::kMatrixFloat16 : Kernel::kMatrixBFloat16);
+}
+
+std::int64_t Shapes::split_len() const {
+  return decode() ? kDecodeSplitLen : matrices() ? kMatrixSplitLen : kPrefillSplitLen;
+}
+
+Constants Shapes::common(std::uint32_t workgroup) const {
   const AttentionShape& s = problem_.shape;
+  return {{0, workgroup},
+          {1, static_cast<std::uint32_t>(s.dtype)},
+          {2, padded_dim(s.dtype, s.head_dim)},
+          {3, padded_dim(s.dtype, s.value_dim)},
+          {4, mask_type(problem_)},
+          {5, problem_.softcap > 0 ? 1u : 0u},
+          {6, static_cast<std::uint32_t>(split_len())}};
+}
+
+Constants Shapes::constants(Kernel kernel, bool partial) const {
   std::uint32_t workgroup = 0;
   std::vector<std::uint32_t> own;
-  switch (kernel) {
-    case Kernel::kAttend:
-      workgroup = attend_.workgroup();
-      own = attend_.constants(partial);
-      break;
-    case Kernel::kDecode:
-      workgroup = decode_.workgroup();
-      own = decode_.constants(tile_rows_);
-      break;
-    case Kernel::kMerge:
-      workgroup = merge_.workgroup();
-      own = merge_.constants();
-      break;
+  if (kernel == Kernel::kMerge) {
+    workgroup = merge_.workgroup();
+    own = merge_.constants();
+  } else if (decode()) {
+    workgroup = decode_.workgroup();
+    own = decode_.constants(tile_rows_);
+  } else if (matrices()) {
+    // A scale that turns the order of scores around can't wait until the maximum is found.
+    const bool finished =
+        problem_.mask.has_value() || problem_.softcap > 0 || !(problem_.scale > 0);
+    workgroup = matrix_.workgroup();
+    own = matrix_.constants(partial, finished);
+  } else {
+    workgroup = attend_.workgroup();
+    own = attend_.constants(partial);
   }
-  Constants all{{0, workgroup},
-                {1, static_cast<std::uint32_t>(s.dtype)},
-                {2, padded_dim(s.dtype, s.head_dim)},
-                {3, padded_dim(s.dtype, s.value_dim)},
-                {4, mask_type(problem_)},
-                {5, problem_.softcap > 0 ? 1u : 0u},
-                {6, static_cast<std::uint32_t>(split_len(problem_))}};
+  Constants all = common(workgroup);
   for (std::uint32_t i = 0; i < own.size(); ++i) all.emplace_back(16 + i, own[i]);
   return all;
 }

@@ -24,7 +24,8 @@ std::optional<std::uint32_t> compute_family(
 
 }  // namespace
 
-std::optional<Traits> Traits::of(const vk::raii::PhysicalDevice& device) {
+std::optional<Traits> Traits::of(const vk::raii::Instance& instance,
+                                 const vk::raii::PhysicalDevice& device) {
   if (device.getProperties().apiVersion < VK_API_VERSION_1_2) return std::nullopt;
 
   const auto features =
@@ -64,23 +65,30 @@ std::optional<Traits> Traits::of(const vk::raii::PhysicalDevice& device) {
   t.max_invocations = std::min(limits.limits.maxComputeWorkGroupInvocations,
                                limits.limits.maxComputeWorkGroupSize[0]);
   t.max_groups_z = limits.limits.maxComputeWorkGroupCount[2];
-  for (const auto& extension : device.enumerateDeviceExtensionProperties()) {
-    const auto is = [&](const char* wanted) {
+  const auto extensions = device.enumerateDeviceExtensionProperties();
+  const auto has = [&](const char* wanted) {
+    return std::ranges::any_of(extensions, [&](const vk::ExtensionProperties& extension) {
       return std::strcmp(extension.extensionName, wanted) == 0;
-    };
-    t.portability |= is("VK_KHR_portability_subset");
-    if (is(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME)) {
-      const auto control = device
-                               .getFeatures2<vk::PhysicalDeviceFeatures2,
-                                             vk::PhysicalDeviceSubgroupSizeControlFeatures>()
-                               .get<vk::PhysicalDeviceSubgroupSizeControlFeatures>();
-      const auto sizes = device
-                             .getProperties2<vk::PhysicalDeviceProperties2,
-                                             vk::PhysicalDeviceSubgroupSizeControlProperties>()
-                             .get<vk::PhysicalDeviceSubgroupSizeControlProperties>();
-      t.pins_subgroup_size = control.subgroupSizeControl && control.computeFullSubgroups &&
-                             (sizes.requiredSubgroupSizeStages & vk::ShaderStageFlagBits::eCompute);
-    }
+    });
+  };
+  t.portability = has("VK_KHR_portability_subset");
+  if (has(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME)) {
+    const auto control = device
+                             .getFeatures2<vk::PhysicalDeviceFeatures2,
+                                           vk::PhysicalDeviceSubgroupSizeControlFeatures>()
+                             .get<vk::PhysicalDeviceSubgroupSizeControlFeatures>();
+    const auto sizes = device
+                           .getProperties2<vk::PhysicalDeviceProperties2,
+                                           vk::PhysicalDeviceSubgroupSizeControlProperties>()
+                           .get<vk::PhysicalDeviceSubgroupSizeControlProperties>();
+    t.pins_subgroup_size = control.subgroupSizeControl && control.computeFullSubgroups &&
+                           (sizes.requiredSubgroupSizeStages & vk::ShaderStageFlagBits::eCompute);
+  }
+  if (t.pins_subgroup_size && more.vulkanMemoryModel && more.shaderFloat16 &&
+      (subgroups.subgroupSupportedOperations & Subgroup::eVote)) {
+    t.matrices = matrix_traits(instance, device, has);
+    // Their shaders are SPIR-V 1.6.
+    t.matrices.nv2 &= device.getProperties().apiVersion >= VK_API_VERSION_1_3;
   }
   const auto memory = device.getMemoryProperties();
   for (std::uint32_t i = 0; i < memory.memoryHeapCount; ++i) {

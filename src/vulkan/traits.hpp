@@ -6,12 +6,15 @@
 #include <string>
 #include <vulkan/vulkan_raii.hpp>
 
+#include "vulkan/cooperative_matrix.hpp"
+
 namespace keyfold::vulkan {
 
 struct Traits {
   /// nullopt when the device lacks something that every kernel needs: Vulkan 1.2 with a compute
   /// queue, buffer addresses, timeline semaphores, 64-bit integers and subgroup shuffles.
-  static std::optional<Traits> of(const vk::raii::PhysicalDevice& device);
+  static std::optional<Traits> of(const vk::raii::Instance& instance,
+                                  const vk::raii::PhysicalDevice& device);
 
   std::string name;
   std::string driver;  ///< name and version
@@ -27,6 +30,7 @@ struct Traits {
   std::uint32_t max_invocations = 0;  ///< of a workgroup
   std::uint32_t max_groups_z = 0;     ///< workgroups of a dispatch along z
   bool portability = false;           ///< a layered driver: VK_KHR_portability_subset
+  MatrixTraits matrices;              ///< none where a kernel on them could not run
   bool shared_memory = false;         ///< the host writes the device's own memory
 };
 

@@ -131,7 +131,7 @@ TEST_P(State, MergedPartsAreAccurate) {
     for (const std::int64_t q_len : {1, 12}) {
       const Inputs inputs({.dtype = dtype,
                            .q_len = q_len,
-                           .kv_len = 2300,
+                           .kv_len = 4300,
                            .head_dim = 32,
                            .causal = true,
                            .mask = Mask::kBool,
@@ -141,8 +141,8 @@ TEST_P(State, MergedPartsAreAccurate) {
       const std::int64_t split = split_len(call);
       AttentionState first(call.q, options_of(call)), last(call.q, options_of(call), 2 * split);
       feed(first, call, 0, 2 * split);
-      feed(last, call, 2 * split, 2300);
-      EXPECT_EQ(last.next_key(), 2300);
+      feed(last, call, 2 * split, 4300);
+      EXPECT_EQ(last.next_key(), 4300);
       first.merge(std::move(last));
       EXPECT_EQ(first.next_key(), 2 * split);
       expect_right(call, finish(first, call), all_rows(call.q));
@@ -151,13 +151,13 @@ TEST_P(State, MergedPartsAreAccurate) {
 
 TEST_P(State, AMergedStateCanBeFedFurther) {
   Rng rng("further");
-  const Inputs inputs({.q_len = 5, .kv_len = 2300, .head_dim = 32}, rng);
+  const Inputs inputs({.q_len = 5, .kv_len = 4300, .head_dim = 32}, rng);
   const Call call = positioned(inputs.call());
   const std::int64_t split = split_len(call);
   AttentionState first(call.q, options_of(call)), last(call.q, options_of(call), 2 * split);
   AttentionState nothing(call.q, options_of(call));
   feed(first, call, 0, 100);
-  feed(last, call, 2 * split, 2300);
+  feed(last, call, 2 * split, 4300);
   first.merge(std::move(last));
   first.merge(std::move(nothing));
   feed(first, call, 100, 2 * split);

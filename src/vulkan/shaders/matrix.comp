@@ -1,0 +1,459 @@
+#version 460
+#extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_cooperative_matrix : require
+#extension GL_KHR_memory_scope_semantics : require
+#extension GL_KHR_shader_subgroup_vote : require
+#extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
+// Prefill on cooperative matrices of subgroup scope (VK_KHR_cooperative_matrix), for float16 and
+// bfloat16. A subgroup owns kM rows of the tile and meets all keys; tiles of K and V are shared by
+// the workgroup. A split is reduced from the empty state, tile of keys after tile of keys, counted
+// from the split's begin, as in attend.comp.
+//
+// Softmax works on the accumulators' elements where they are: matrices of one type have one layout,
+// so a row's maximum, spread over a matrix of that type, meets the row's scores element by element.
+// With NV_MATRIX2 (VK_NV_cooperative_matrix2: reductions, conversions) all of it stays in
+// registers. Without, maxima and weights go through shared memory.
+#ifdef NV_MATRIX2
+#extension GL_NV_cooperative_matrix2 : require
+#endif
+#ifdef BFLOAT16
+#extension GL_EXT_bfloat16 : require
+#define ELEMENT bfloat16_t
+#else
+#define ELEMENT float16_t
+#endif
+#include "common.glsl"
+
+layout(constant_id = 16) const uint kSubgroups = 4;
+layout(constant_id = 17) const uint kKeys = 64;  // of a tile; a multiple of kN and kK
+layout(constant_id = 18) const uint kM = 16;     // one product is kM x kN x kK
+layout(constant_id = 19) const uint kN = 16;
+#ifdef NV_MATRIX2
+#define kK kN
+#else
+layout(constant_id = 20) const uint kK = 16;
+#endif
+layout(constant_id = 21) const bool kPartial = false;
+// Whether a score is finished before the maximum is taken; else its scale is left to the exp2.
+layout(constant_id = 22) const bool kFinished = false;
+
+const uint kRows = kM * kSubgroups;
+const uint kThreads = gl_WorkGroupSize.x;
+const uint kKeyTiles = kKeys / kN, kKeySteps = kKeys / kK;
+const uint kHeadSteps = (kHeadDim + kK - 1) / kK;
+const uint kValueTiles = (kValueDim + kN - 1) / kN;
+// Rows in shared memory: whole matrices wide, and a word more to spread them over the banks.
+const uint kHeadLine = (kHeadSteps * kK + 7) / 8 + 1;
+const uint kValueLine = (kValueTiles * kN + 7) / 8 + 1;
+const uint kValuesAt = kKeys * kHeadLine;
+const uint kTileWords = kValuesAt + kKeys * kValueLine;
+const uint kQueryRows = kTileWords / kHeadLine / kM * kM;  // that fit there
+const uint kHeadRounds = (kKeys * (kHeadLine - 1) + kThreads - 1) / kThreads;
+const uint kValueRounds = (kKeys * (kValueLine - 1) + kThreads - 1) / kThreads;
+
+// Weights are taken times 2^kWeightBits, so that float16 holds those down to 2^-39.
+#ifdef BFLOAT16
+const float kWeightBits = 0.0, kWeightUnit = 1.0;
+#else
+const float kWeightBits = 15.0, kWeightUnit = 1.0 / 32768.0;
+#endif
+const float kSmallestWeight = 1.17549435e-38 / kWeightUnit;  // 2^-126: a smaller one is 0
+const float kLog2e = 1.44269504;
+
+#define MATRIX(type, rows, columns, use) coopmat<type, gl_ScopeSubgroup, rows, columns, use>
+#define SCORES MATRIX(float, kM, kN, gl_MatrixUseAccumulator)
+#define LEFT MATRIX(ELEMENT, kM, kK, gl_MatrixUseA)
+#define RIGHT MATRIX(ELEMENT, kK, kN, gl_MatrixUseB)
+
+layout(buffer_reference, std430, buffer_reference_align = 4) buffer Float { float value; };
+
+shared uvec4 s_words[kTileWords];  // K, V; at first q
+shared float s_places[kM * kN];    // of each element of a matrix: 1024 * row + column
+shared ivec2 s_range[kRows];       // keys that each row sees
+shared uint64_t s_mask[kMaskType == 0 ? 1 : kRows];
+shared vec2 s_ml[kRows];  // at a split's end: (m, l), then the factors of the merge
+// Inf and NaN of V never reach the matrix unit, where 0 times them would be NaN. Their keys are
+// noted, in two sets that serve the tiles in turn, then what they do to o: 1 adds Inf, 2 -Inf, 3
+// NaN.
+const uint kKeyWords = (kKeys + 31) / 32, kMarkWords = (kValueDim + 15) / 16;
+shared uint s_odd_keys[2 * kKeyWords];
+shared uint s_marks[kRows * kMarkWords];
+#ifndef NV_MATRIX2
+shared float s_scratch[kSubgroups * kM * kN];
+shared ELEMENT s_weights[kRows * kKeys];
+#endif
+
+uint t_id, t_row;                           // t_row: of the tile, the subgroup's first
+uint t_group, t_first;                      // absolute group; index of the tile's first row
+uvec4 t_k[kHeadRounds], t_v[kValueRounds];  // loaded ahead
+
+void load_keys(uint64_t k, int key, int limit) {
+  [[unroll]] for (uint round = 0; round < kHeadRounds; ++round) {
+    const uint b = round * kThreads + t_id, w = b % (kHeadLine - 1);
+    const int at = key + int(b / (kHeadLine - 1));
+    t_k[round] = uvec4(0);
+    if (b >= kKeys * (kHeadLine - 1) || w >= kHeadWords || at >= limit) continue;
+    t_k[round] = load_words(k + int64_t(at) * params.k_key + 16 * w);
+  }
+}
+
+void store_keys() {
+  [[unroll]] for (uint round = 0; round < kHeadRounds; ++round) {
+    const uint b = round * kThreads + t_id;
+    if (b >= kKeys * (kHeadLine - 1)) continue;
+    s_words[b / (kHeadLine - 1) * kHeadLine + b % (kHeadLine - 1)] = t_k[round];
+  }
+}
+
+void load_values(uint64_t v, int key, int limit) {
+  [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
+    const uint b = round * kThreads + t_id, w = b % (kValueLine - 1);
+    const int at = key + int(b / (kValueLine - 1));
+    t_v[round] = uvec4(0);
+    if (b >= kKeys * (kValueLine - 1) || w >= kValueWords || at >= limit) continue;
+    t_v[round] = load_words(v + int64_t(at) * params.v_key + 16 * w);
+  }
+}
+
+// Which of two elements are Inf or NaN, as ones in all their bits.
+uvec4 not_finite(uvec4 word) {
+  const uint exponent = kDType == 2 ? 0x7f80u : 0x7c00u;
+  const uvec4 low = mix(uvec4(0), uvec4(0xffffu), equal(word & exponent, uvec4(exponent)));
+  const uint above = exponent << 16;
+  return low | mix(uvec4(0), uvec4(0xffff0000u), equal(word & above, uvec4(above)));
+}
+
+void store_values(uint set) {
+  [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
+    const uint b = round * kThreads + t_id, key = b / (kValueLine - 1);
+    if (b >= kKeys * (kValueLine - 1)) continue;
+    const uvec4 odd = not_finite(t_v[round]);
+    if (odd != uvec4(0)) atomicOr(s_odd_keys[set * kKeyWords + key / 32], 1u << (key % 32));
+    s_words[kValuesAt + key * kValueLine + b % (kValueLine - 1)] = t_v[round] & ~odd;
+  }
+}
+
+// kQueryRows rows of q, from row `first` of the tile on.
+void store_queries(uint first) {
+  for (uint b = t_id; b < kQueryRows * (kHeadLine - 1); b += kThreads) {
+    const uint w = b % (kHeadLine - 1), row = b / (kHeadLine - 1);
+    const uint index = t_first + first + row;
+    uvec4 word = uvec4(0);
+    if (w < kHeadWords && first + row < kRows && index < params.index_end) {
+      word = load_words(params.q + (state_index(t_group, index) * kHeadWords + w) * 16);
+    }
+    s_words[row * kHeadLine + w] = word;
+  }
+}
+
+// What one subgroup wrote to shared memory is seen by all of it.
+void sync() {
+  subgroupMemoryBarrierShared();
+  subgroupBarrier();
+}
+
+SCORES places() {
+  SCORES place;
+  coopMatLoad(place, s_places, 0, kN, gl_CooperativeMatrixLayoutRowMajor);
+  return place;
+}
+uint row_of(float place) { return t_row + uint(place) / 1024; }
+uint column_of(float place) { return uint(place) % 1024; }
+
+float larger(const in float a, const in float b) { return max(a, b); }
+float total(const in float a, const in float b) { return a + b; }
+
+// Each row's maximum or sum, in all its columns.
+SCORES reduce_rows(SCORES x, bool sum) {
+#ifdef NV_MATRIX2
+  if (sum) {
+    coopMatReduceNV(x, x, gl_CooperativeMatrixReduceRowNV, total);
+  } else {
+    coopMatReduceNV(x, x, gl_CooperativeMatrixReduceRowNV, larger);
+  }
+#else
+  const uint begin = t_row * kN;
+  sync();
+  coopMatStore(x, s_scratch, begin, kN, gl_CooperativeMatrixLayoutRowMajor);
+  sync();
+  for (uint row = gl_SubgroupInvocationID; row < kM; row += gl_SubgroupSize) {
+    float all = s_scratch[begin + row * kN];
+    for (uint i = 1; i < kN; ++i) {
+      const float x = s_scratch[begin + row * kN + i];
+      all = sum ? all + x : max(all, x);
+    }
+    for (uint i = 0; i < kN; ++i) s_scratch[begin + row * kN + i] = all;
+  }
+  sync();
+  coopMatLoad(x, s_scratch, begin, kN, gl_CooperativeMatrixLayoutRowMajor);
+#endif
+  return x;
+}
+
+// The score of a row of the tile and a key that may be hidden from it: whatever its product is.
+float finish_score(float product, uint row, int key) {
+  const ivec2 range = s_range[row];
+  if (key < range.x || key >= range.y) return hidden();
+  if (!kFinished) return product;
+  return score(product, kMaskType == 0 ? 0 : s_mask[row] + int64_t(key) * params.mask_key);
+}
+
+// Rounds a weight to bfloat16: a conversion may cut off what it drops, which makes all weights too
+// small for their sum. The product holds 8 bits more than p, and so rounds there.
+float round_weight(float p) {
+  precise float rounded = fma(p, -65536.0, p * 65537.0);
+  return kDType == 2 ? rounded : p;
+}
+
+// Notes what a row takes in from a value of Inf or NaN.
+void mark(uint row, uint64_t value) {
+  for (uint w = 0; w < kValueWords; ++w) {
+    const uvec4 word = load_words(value + 16 * w), odd = not_finite(word);
+    for (uint i = 0; i < 8; ++i) {
+      const uint shift = i % 2 * 16, bits = word[i / 2] >> shift & 0xffffu;
+      if ((odd[i / 2] >> shift & 1u) == 0) continue;
+      const uint infinity = kDType == 2 ? 0x7f80u : 0x7c00u;
+      const uint what = (bits & 0x7fffu) != infinity ? 3u : 1u + (bits >> 15);
+      atomicOr(s_marks[row * kMarkWords + w / 2], what << (2 * (w % 2 * 8 + i)));
+    }
+  }
+}
+float marked(float o, uint row, uint column) {
+  const uint what = s_marks[row * kMarkWords + column / 16] >> (2 * (column % 16)) & 3u;
+  return what == 0 ? o : what == 1 ? o - hidden() : what == 2 ? o + hidden() : nan();
+}
+
+// Merges a row's (m, l) of a split into its state, or writes that of its partial state, and leaves
+// the factors of the two outputs.
+void merge_row(uint row, uint split) {
+  const uint index = t_first + row;
+  vec2 part = s_ml[row];
+  if (is_nan(part.y)) part.x = nan();  // and stays
+  s_ml[row] = vec2(1.0, 0.0);
+  if (index >= params.index_end) return;
+  if (kPartial) {
+    const uint64_t at = partial_index(gl_WorkGroupID.z, split - params.split, index);
+    Vec2(params.partial_ml + 8 * at).value = part.y != 0.0 ? part : vec2(hidden(), -1.0);
+  } else if (part.y != 0.0) {
+    Vec2 state = Vec2(params.ml + 8 * state_index(t_group, index));
+    vec2 both = state.value;
+    s_ml[row] = merge_factors(both, part);
+    state.value = both;
+  }
+}
+
+void write_element(uint row, uint column, uint split, float o) {
+  const uint index = t_first + row;
+  if (index >= params.index_end || column >= kValueDim) return;
+  o = positive_zero(vec4(o)).x;
+  if (kPartial) {
+    const uint64_t at = partial_index(gl_WorkGroupID.z, split - params.split, index);
+    Float(params.partial_o + (at * kValueDim + column) * 4).value = o;
+  } else {
+    Float to = Float(params.o + (state_index(t_group, index) * kValueDim + column) * 4);
+    to.value = merge_values(vec4(to.value), vec4(o), s_ml[row]).x;
+  }
+}
+
+void main() {
+  t_id = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
+  t_row = gl_SubgroupID * kM;
+  t_group = params.group + gl_WorkGroupID.z;
+  // The last rows see the most keys when a call is causal: they begin first.
+  t_first = params.index_begin + (gl_NumWorkGroups.x - 1 - gl_WorkGroupID.x) * kRows;
+  const uint batch_index = t_group / params.kv_heads, kv_head = t_group % params.kv_heads;
+  const Batch batch = Batches(params.batches).at[batch_index];
+  const uint64_t k =
+      params.k + int64_t(batch_index) * params.k_batch + int64_t(kv_head) * params.k_head;
+  const uint64_t v =
+      params.v + int64_t(batch_index) * params.v_batch + int64_t(kv_head) * params.v_head;
+
+  // Ranges never step back from row to row: the tile sees [early.x, late.y), each row at least
+  // [late.x, early.y).
+  const uint index_last = min(t_first + kRows, params.index_end) - 1;
+  const ivec2 early = visible(batch, t_first / params.heads);
+  const ivec2 late = visible(batch, index_last / params.heads);
+  for (uint row = t_id; row < kRows; row += kThreads) {
+    const uint index = min(t_first + row, index_last);
+    s_range[row] = visible(batch, index / params.heads);
+    if (kMaskType != 0) s_mask[row] = mask_address(batch_index, t_group, index);
+  }
+  for (uint i = t_id; i < kM * kN; i += kThreads) s_places[i] = float(1024 * (i / kN) + i % kN);
+  for (uint i = t_id; i < kRows * kMarkWords; i += kThreads) s_marks[i] = 0;
+  for (uint i = t_id; i < 2 * kKeyWords; i += kThreads) s_odd_keys[i] = 0;
+  LEFT query[kHeadSteps];
+  [[dont_unroll]] for (uint first = 0; first < kRows; first += kQueryRows) {
+    barrier();
+    store_queries(first);
+    barrier();
+    if (t_row < first || t_row >= first + kQueryRows) continue;
+    [[unroll]] for (uint d = 0; d < kHeadSteps; ++d) {
+      coopMatLoad(query[d], s_words, (t_row - first) * kHeadLine + d * kK / 8, kHeadLine,
+                  gl_CooperativeMatrixLayoutRowMajor);
+    }
+  }
+
+  const float factor = kFinished ? kLog2e : params.scale * kLog2e;
+  uint tile = 0;
+  const uint split_first = params.split + (kPartial ? gl_WorkGroupID.y : 0);
+  const uint split_last = kPartial ? split_first + 1 : params.split + params.num_splits;
+  [[dont_unroll]] for (uint split = split_first; split < split_last; ++split) {
+    const int split_begin = int(split * kSplitLen);
+    const int begin = max(early.x, split_begin), end = min(late.y, split_begin + int(kSplitLen));
+    if (!kPartial && begin >= end) continue;
+    SCORES o[kValueTiles];
+    SCORES l = SCORES(0.0);       // each element: of the columns that stood in its place
+    SCORES m = SCORES(hidden());  // the largest score yet
+    [[unroll]] for (uint d = 0; d < kValueTiles; ++d) o[d] = SCORES(0.0);
+
+    int key = begin < end ? begin - (begin - split_begin) % int(kKeys) : end;
+    if (key < end) {
+      load_keys(k, key, batch.limit);
+      load_values(v, key, batch.limit);
+    }
+    barrier();
+    store_keys();
+    [[dont_unroll]] for (; key < end; key += int(kKeys), ++tile) {
+      const bool more = key + int(kKeys) < end;
+      if (more) load_keys(k, key + int(kKeys), batch.limit);
+      barrier();  // K is there; nobody reads the last V
+      if (t_id < kKeyWords) s_odd_keys[(1 - tile % 2) * kKeyWords + t_id] = 0;
+      store_values(tile % 2);
+      if (more) load_values(v, key + int(kKeys), batch.limit);
+
+      SCORES s[kKeyTiles];
+      [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) s[n] = SCORES(0.0);
+      [[unroll]] for (uint d = 0; d < kHeadSteps; ++d) {
+        [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+          RIGHT keys;
+          coopMatLoad(keys, s_words, n * kN * kHeadLine + d * kK / 8, kHeadLine,
+                      gl_CooperativeMatrixLayoutColumnMajor);
+          s[n] = coopMatMulAdd(query[d], keys, s[n]);
+        }
+      }
+      if (kMaskType != 0 || key < late.x || key + int(kKeys) > early.y) {
+        const SCORES place = places();
+        [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+          [[unroll]] for (uint e = 0; e < place.length(); ++e) {
+            s[n][e] =
+                finish_score(s[n][e], row_of(place[e]), key + int(n * kN + column_of(place[e])));
+          }
+        }
+      } else if (kFinished) {
+        [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+          [[unroll]] for (uint e = 0; e < s[n].length(); ++e) s[n][e] = score(s[n][e], 0);
+        }
+      }
+
+      SCORES top = s[0];
+      [[unroll]] for (uint n = 1; n < kKeyTiles; ++n) {
+        [[unroll]] for (uint e = 0; e < top.length(); ++e) top[e] = max(top[e], s[n][e]);
+      }
+      top = reduce_rows(top, false);
+      bool rises = false;
+      [[unroll]] for (uint e = 0; e < top.length(); ++e) {
+        top[e] = max(m[e], top[e]);
+        rises = rises || top[e] > m[e];
+      }
+      // Mostly no maximum rises; a change of 1 would change no bit.
+      if (subgroupAny(rises)) {
+        [[unroll]] for (uint e = 0; e < top.length(); ++e) {
+          const float x = (m[e] - top[e]) * factor;
+          const float change = top[e] == m[e] ? 1.0 : x < -126.0 ? 0.0 : exp2(x);
+          l[e] *= change;
+          [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
+            o[d][e] = change == 0.0 ? 0.0 : o[d][e] * change;
+          }
+        }
+        m = top;
+      }
+      [[unroll]] for (uint e = 0; e < top.length(); ++e) top[e] = base_of(top[e]);
+      [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+        [[unroll]] for (uint e = 0; e < top.length(); ++e) {
+          const float p = exp2(fma(s[n][e] - top[e], factor, kWeightBits));
+          l[e] += p;
+          s[n][e] = round_weight(p);
+        }
+      }
+      barrier();  // V is there; nobody reads this K
+      if (more) store_keys();
+
+      bool odd = false;
+      [[unroll]] for (uint i = 0; i < kKeyWords; ++i) {
+        odd = odd || s_odd_keys[tile % 2 * kKeyWords + i] != 0;
+      }
+      if (odd) {
+        const SCORES place = places();
+        [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+          [[unroll]] for (uint e = 0; e < place.length(); ++e) {
+            const uint at = n * kN + column_of(place[e]);
+            const bool taken = (s_odd_keys[tile % 2 * kKeyWords + at / 32] >> (at % 32) & 1u) != 0;
+            if (taken && s[n][e] >= kSmallestWeight) {
+              mark(row_of(place[e]), v + int64_t(key + int(at)) * params.v_key);
+            }
+          }
+        }
+        sync();
+        [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
+          [[unroll]] for (uint e = 0; e < place.length(); ++e) {
+            const uint column = d * kN + column_of(place[e]);
+            if (column < kValueDim) o[d][e] = marked(o[d][e], row_of(place[e]), column);
+          }
+        }
+        sync();
+        for (uint i = gl_SubgroupInvocationID; i < kM * kMarkWords; i += gl_SubgroupSize) {
+          s_marks[t_row * kMarkWords + i] = 0;
+        }
+        sync();
+      }
+
+#ifndef NV_MATRIX2
+      [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+        sync();
+        coopMatStore(s[n], s_scratch, t_row * kN, kN, gl_CooperativeMatrixLayoutRowMajor);
+        sync();
+        for (uint i = gl_SubgroupInvocationID; i < kM * kN; i += gl_SubgroupSize) {
+          s_weights[(t_row + i / kN) * kKeys + n * kN + i % kN] =
+              ELEMENT(s_scratch[t_row * kN + i]);
+        }
+      }
+      sync();
+#endif
+      [[unroll]] for (uint n = 0; n < kKeySteps; ++n) {
+        LEFT weights;
+#ifdef NV_MATRIX2
+        weights = LEFT(s[n]);
+#else
+        coopMatLoad(weights, s_weights, t_row * kKeys + n * kK, kKeys,
+                    gl_CooperativeMatrixLayoutRowMajor);
+#endif
+        [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
+          RIGHT values;
+          coopMatLoad(values, s_words, kValuesAt + n * kK * kValueLine + d * kN / 8, kValueLine,
+                      gl_CooperativeMatrixLayoutRowMajor);
+          o[d] = coopMatMulAdd(weights, values, o[d]);
+        }
+      }
+    }
+
+    l = reduce_rows(l, true);
+    const SCORES place = places();
+    [[unroll]] for (uint e = 0; e < place.length(); ++e) {
+      if (column_of(place[e]) == 0) {
+        const float scale = kFinished ? 1.0 : params.scale;
+        s_ml[row_of(place[e])] = vec2(m[e] * scale, l[e] * kWeightUnit);
+      }
+    }
+    sync();
+    for (uint row = gl_SubgroupInvocationID; row < kM; row += gl_SubgroupSize) {
+      merge_row(t_row + row, split);
+    }
+    sync();
+    [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
+      [[unroll]] for (uint e = 0; e < place.length(); ++e) {
+        write_element(row_of(place[e]), d * kN + column_of(place[e]), split, o[d][e] * kWeightUnit);
+      }
+    }
+    sync();
+  }
+}
