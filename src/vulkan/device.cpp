@@ -1,6 +1,7 @@
 // Making a logical device.
 #include "vulkan/device.hpp"
 
+#include <utility>
 #include <vector>
 
 namespace keyfold::vulkan {
@@ -26,6 +27,8 @@ vk::raii::Device make_device(const vk::raii::PhysicalDevice& physical, const Tra
   }
   MatrixFeatures matrices(traits.matrices);
   more.pNext = matrices.chain(traits.matrices, more.pNext);
+  vk::PhysicalDeviceMaintenance4Features maintenance(true);  // SPIR-V 1.6 has LocalSizeId
+  if (traits.matrices.nv2) maintenance.pNext = std::exchange(more.pNext, &maintenance);
   for (const char* name : traits.matrices.extensions()) extensions.push_back(name);
   vk::DeviceCreateInfo info({}, queue, {}, extensions);
   info.pNext = &features;

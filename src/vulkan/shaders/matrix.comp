@@ -26,12 +26,12 @@
 
 layout(constant_id = 16) const uint kSubgroups = 4;
 layout(constant_id = 17) const uint kKeys = 64;  // of a tile; a multiple of kN and kK
-layout(constant_id = 18) const uint kM = 16;     // one product is kM x kN x kK
-layout(constant_id = 19) const uint kN = 16;
+layout(constant_id = 18) const uint kM = 8;      // one product is kM x kN x kK
+layout(constant_id = 19) const uint kN = 8;
 #ifdef NV_MATRIX2
 #define kK kN
 #else
-layout(constant_id = 20) const uint kK = 16;
+layout(constant_id = 20) const uint kK = 8;
 #endif
 layout(constant_id = 21) const bool kPartial = false;
 // Whether a score is finished before the maximum is taken; else its scale is left to the exp2.
@@ -42,14 +42,19 @@ const uint kThreads = gl_WorkGroupSize.x;
 const uint kKeyTiles = kKeys / kN, kKeySteps = kKeys / kK;
 const uint kHeadSteps = (kHeadDim + kK - 1) / kK;
 const uint kValueTiles = (kValueDim + kN - 1) / kN;
-// Rows in shared memory: whole matrices wide, and a word more to spread them over the banks.
-const uint kHeadLine = (kHeadSteps * kK + 7) / 8 + 1;
-const uint kValueLine = (kValueTiles * kN + 7) / 8 + 1;
+// Words of a row in shared memory: whole matrices, and one more to spread rows over the banks.
+const uint kHeadWide = (kHeadSteps * kK + 7) / 8, kHeadLine = kHeadWide + 1;
+const uint kValueWide = (kValueTiles * kN + 7) / 8, kValueLine = kValueWide + 1;
 const uint kValuesAt = kKeys * kHeadLine;
 const uint kTileWords = kValuesAt + kKeys * kValueLine;
 const uint kQueryRows = kTileWords / kHeadLine / kM * kM;  // that fit there
-const uint kHeadRounds = (kKeys * (kHeadLine - 1) + kThreads - 1) / kThreads;
-const uint kValueRounds = (kKeys * (kValueLine - 1) + kThreads - 1) / kThreads;
+// Up to eight threads side by side load a row, each every eighth word; then the rows kStep on.
+const uint kHeadLanes = kHeadWide % 8 == 0 ? 8 : kHeadWide & (~kHeadWide + 1);
+const uint kHeadParts = kHeadWide / kHeadLanes, kHeadStep = kThreads / kHeadLanes;
+const uint kHeadRounds = (kKeys + kHeadStep - 1) / kHeadStep;
+const uint kValueLanes = kValueWide % 8 == 0 ? 8 : kValueWide & (~kValueWide + 1);
+const uint kValueParts = kValueWide / kValueLanes, kValueStep = kThreads / kValueLanes;
+const uint kValueRounds = (kKeys + kValueStep - 1) / kValueStep;
 
 // Weights are taken times 2^kWeightBits, so that float16 holds those down to 2^-39.
 #ifdef BFLOAT16
@@ -83,60 +88,81 @@ shared float s_scratch[kSubgroups * kM * kN];
 shared ELEMENT s_weights[kRows * kKeys];
 #endif
 
-uint t_id, t_row;                           // t_row: of the tile, the subgroup's first
-uint t_group, t_first;                      // absolute group; index of the tile's first row
-uvec4 t_k[kHeadRounds], t_v[kValueRounds];  // loaded ahead
+uint t_id, t_row;       // t_row: of the tile, the subgroup's first
+uint t_group, t_first;  // absolute group; index of the tile's first row
+uvec4 t_k[kHeadRounds * kHeadParts], t_v[kValueRounds * kValueParts];  // loaded ahead
 
-void load_keys(uint64_t k, int key, int limit) {
+// `from` is of the tile's first key, `pitch` from key to key, `left` the keys that there are.
+void load_keys(uint64_t from, int64_t pitch, int left) {
+  const uint first = t_id / kHeadLanes, lane = t_id % kHeadLanes;
+  from += int64_t(first) * pitch + 16 * lane;
   [[unroll]] for (uint round = 0; round < kHeadRounds; ++round) {
-    const uint b = round * kThreads + t_id, w = b % (kHeadLine - 1);
-    const int at = key + int(b / (kHeadLine - 1));
-    t_k[round] = uvec4(0);
-    if (b >= kKeys * (kHeadLine - 1) || w >= kHeadWords || at >= limit) continue;
-    t_k[round] = load_words(k + int64_t(at) * params.k_key + 16 * w);
+    const int row = int(first + round * kHeadStep);
+    const bool inside = (kKeys % kHeadStep == 0 || row < int(kKeys)) && row < left;
+    [[unroll]] for (uint part = 0; part < kHeadParts; ++part) {
+      const uint w = lane + part * kHeadLanes, i = round * kHeadParts + part;
+      t_k[i] = uvec4(0);
+      if (!inside || (kHeadWords < kHeadWide && w >= kHeadWords)) continue;
+      t_k[i] = load_words(from + 16 * kHeadLanes * part);
+    }
+    from += int64_t(kHeadStep) * pitch;
   }
 }
 
 void store_keys() {
   [[unroll]] for (uint round = 0; round < kHeadRounds; ++round) {
-    const uint b = round * kThreads + t_id;
-    if (b >= kKeys * (kHeadLine - 1)) continue;
-    s_words[b / (kHeadLine - 1) * kHeadLine + b % (kHeadLine - 1)] = t_k[round];
+    const uint row = t_id / kHeadLanes + round * kHeadStep;
+    if (kKeys % kHeadStep != 0 && row >= kKeys) continue;
+    [[unroll]] for (uint part = 0; part < kHeadParts; ++part) {
+      s_words[row * kHeadLine + t_id % kHeadLanes + part * kHeadLanes] =
+          t_k[round * kHeadParts + part];
+    }
   }
 }
 
-void load_values(uint64_t v, int key, int limit) {
+void load_values(uint64_t from, int64_t pitch, int left) {
+  const uint first = t_id / kValueLanes, lane = t_id % kValueLanes;
+  from += int64_t(first) * pitch + 16 * lane;
   [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
-    const uint b = round * kThreads + t_id, w = b % (kValueLine - 1);
-    const int at = key + int(b / (kValueLine - 1));
-    t_v[round] = uvec4(0);
-    if (b >= kKeys * (kValueLine - 1) || w >= kValueWords || at >= limit) continue;
-    t_v[round] = load_words(v + int64_t(at) * params.v_key + 16 * w);
+    const int row = int(first + round * kValueStep);
+    const bool inside = (kKeys % kValueStep == 0 || row < int(kKeys)) && row < left;
+    [[unroll]] for (uint part = 0; part < kValueParts; ++part) {
+      const uint w = lane + part * kValueLanes, i = round * kValueParts + part;
+      t_v[i] = uvec4(0);
+      if (!inside || (kValueWords < kValueWide && w >= kValueWords)) continue;
+      t_v[i] = load_words(from + 16 * kValueLanes * part);
+    }
+    from += int64_t(kValueStep) * pitch;
   }
 }
 
-// Which of two elements are Inf or NaN, as ones in all their bits.
+// Which of two elements are Inf or NaN, as ones in all their bits: an exponent of ones is carried
+// into the sign.
 uvec4 not_finite(uvec4 word) {
-  const uint exponent = kDType == 2 ? 0x7f80u : 0x7c00u;
-  const uvec4 low = mix(uvec4(0), uvec4(0xffffu), equal(word & exponent, uvec4(exponent)));
-  const uint above = exponent << 16;
-  return low | mix(uvec4(0), uvec4(0xffff0000u), equal(word & above, uvec4(above)));
+#ifdef BFLOAT16
+  const uvec4 signs = ((word & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
+#else
+  const uvec4 signs = ((word & 0x7c007c00u) + 0x04000400u) & 0x80008000u;
+#endif
+  return (signs >> 15) * 0xffffu;
 }
 
 void store_values(uint set) {
   [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
-    const uint b = round * kThreads + t_id, key = b / (kValueLine - 1);
-    if (b >= kKeys * (kValueLine - 1)) continue;
-    const uvec4 odd = not_finite(t_v[round]);
-    if (odd != uvec4(0)) atomicOr(s_odd_keys[set * kKeyWords + key / 32], 1u << (key % 32));
-    s_words[kValuesAt + key * kValueLine + b % (kValueLine - 1)] = t_v[round] & ~odd;
+    const uint row = t_id / kValueLanes + round * kValueStep;
+    if (kKeys % kValueStep != 0 && row >= kKeys) continue;
+    [[unroll]] for (uint part = 0; part < kValueParts; ++part) {
+      const uvec4 word = t_v[round * kValueParts + part], odd = not_finite(word);
+      if (odd != uvec4(0)) atomicOr(s_odd_keys[set * kKeyWords + row / 32], 1u << (row % 32));
+      s_words[kValuesAt + row * kValueLine + t_id % kValueLanes + part * kValueLanes] = word & ~odd;
+    }
   }
 }
 
 // kQueryRows rows of q, from row `first` of the tile on.
 void store_queries(uint first) {
-  for (uint b = t_id; b < kQueryRows * (kHeadLine - 1); b += kThreads) {
-    const uint w = b % (kHeadLine - 1), row = b / (kHeadLine - 1);
+  for (uint b = t_id; b < kQueryRows * kHeadWide; b += kThreads) {
+    const uint w = b % kHeadWide, row = b / kHeadWide;
     const uint index = t_first + first + row;
     uvec4 word = uvec4(0);
     if (w < kHeadWords && first + row < kRows && index < params.index_end) {
@@ -293,6 +319,7 @@ void main() {
     }
   }
 
+  const int64_t k_pitch = params.k_key, v_pitch = params.v_key;
   const float factor = kFinished ? kLog2e : params.scale * kLog2e;
   uint tile = 0;
   const uint split_first = params.split + (kPartial ? gl_WorkGroupID.y : 0);
@@ -308,18 +335,18 @@ void main() {
 
     int key = begin < end ? begin - (begin - split_begin) % int(kKeys) : end;
     if (key < end) {
-      load_keys(k, key, batch.limit);
-      load_values(v, key, batch.limit);
+      load_keys(k + int64_t(key) * k_pitch, k_pitch, batch.limit - key);
+      load_values(v + int64_t(key) * v_pitch, v_pitch, batch.limit - key);
     }
     barrier();
     store_keys();
     [[dont_unroll]] for (; key < end; key += int(kKeys), ++tile) {
-      const bool more = key + int(kKeys) < end;
-      if (more) load_keys(k, key + int(kKeys), batch.limit);
+      const int next = key + int(kKeys);
+      if (next < end) load_keys(k + int64_t(next) * k_pitch, k_pitch, batch.limit - next);
       barrier();  // K is there; nobody reads the last V
       if (t_id < kKeyWords) s_odd_keys[(1 - tile % 2) * kKeyWords + t_id] = 0;
       store_values(tile % 2);
-      if (more) load_values(v, key + int(kKeys), batch.limit);
+      if (next < end) load_values(v + int64_t(next) * v_pitch, v_pitch, batch.limit - next);
 
       SCORES s[kKeyTiles];
       [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) s[n] = SCORES(0.0);
@@ -331,7 +358,7 @@ void main() {
           s[n] = coopMatMulAdd(query[d], keys, s[n]);
         }
       }
-      if (kMaskType != 0 || key < late.x || key + int(kKeys) > early.y) {
+      if (kMaskType != 0 || key < late.x || next > early.y) {
         const SCORES place = places();
         [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
           [[unroll]] for (uint e = 0; e < place.length(); ++e) {
@@ -376,7 +403,7 @@ void main() {
         }
       }
       barrier();  // V is there; nobody reads this K
-      if (more) store_keys();
+      if (next < end) store_keys();
 
       bool odd = false;
       [[unroll]] for (uint i = 0; i < kKeyWords; ++i) {
@@ -389,7 +416,7 @@ void main() {
             const uint at = n * kN + column_of(place[e]);
             const bool taken = (s_odd_keys[tile % 2 * kKeyWords + at / 32] >> (at % 32) & 1u) != 0;
             if (taken && s[n][e] >= kSmallestWeight) {
-              mark(row_of(place[e]), v + int64_t(key + int(at)) * params.v_key);
+              mark(row_of(place[e]), v + int64_t(key + int(at)) * v_pitch);
             }
           }
         }
