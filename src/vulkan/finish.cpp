@@ -17,11 +17,10 @@ void write_rows(const core::Problem& problem, const core::Block& block, const Ho
     const std::int64_t group = block.group_begin + i / indices, index = i % indices;
     const std::int64_t batch = group / kv_heads, head = group % kv_heads * heads + index % heads;
     const std::int64_t row = block.row_begin + index / heads;
-    const auto at = static_cast<std::size_t>(i);
     std::optional<float> sink;
     if (!problem.sinks.empty()) sink = problem.sinks[static_cast<std::size_t>(head)];
-    const core::RowEnd end = core::end_row(state.ml[2 * at], state.ml[2 * at + 1], sink);
-    const float* o = &state.o[at * static_cast<std::size_t>(state.padded_value_dim)];
+    const core::RowEnd end = core::end_row(state.ml[2 * i], state.ml[2 * i + 1], sink);
+    const float* o = &state.o[i * state.padded_value_dim];
     for (std::int64_t d = 0; d < problem.shape.value_dim; ++d) {
       core::store_float(core::element(out, batch, head, row, d), out.dtype,
                         core::normalised(end, o[d]));

@@ -1,8 +1,8 @@
 // The end of a run, on the host: state to output.
 #pragma once
 
+#include <memory>
 #include <optional>
-#include <vector>
 
 #include "core/backend.hpp"
 
@@ -11,7 +11,7 @@ namespace keyfold::vulkan {
 /// The state of a block's rows: o [groups][rows * heads][padded_value_dim], ml [groups][rows *
 /// heads] pairs (m, l).
 struct HostState {
-  std::vector<float> o, ml;
+  std::unique_ptr<float[]> o, ml;
   std::int64_t padded_value_dim = 0;
 };
 

@@ -37,11 +37,11 @@ std::uint32_t shared_bytes(const MatrixShape& s, const Dims& dims, bool in_regis
   const auto line = [&](std::uint32_t words) {
     return ceil_div(ceil_div(words * dims.elements, s.size) * s.size, 8) + 1;
   };
-  const std::uint32_t marks = s.rows() * ceil_div(dims.value_words, 2);
+  const std::uint32_t marks = s.rows() * ceil_div(dims.value_words, 2) + kMatrixSplitLen / 32 + 1;
   const std::uint32_t matrix = s.size * s.size;
   const std::uint32_t weights = s.subgroups * matrix * 4 + s.rows() * s.keys * 2;
   return s.keys * (line(dims.head_words) + line(dims.value_words)) * 16 + matrix * 4 +
-         s.rows() * 24 + 2 * ceil_div(s.keys, 32) * 4 + marks * 4 + (in_registers ? 0 : weights);
+         s.rows() * 24 + marks * 4 + (in_registers ? 0 : weights);
 }
 
 /// As decode.comp declares it.

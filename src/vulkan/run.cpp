@@ -1,6 +1,8 @@
 // Chunks as submissions.
 #include "vulkan/run.hpp"
 
+#include <tbb/parallel_for.h>
+
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -78,7 +80,7 @@ void VulkanRun::prepare(const std::shared_ptr<Device>& device) {
 
 void VulkanRun::write_state(std::byte* to) const {
   if (saved_) {
-    std::memcpy(to, saved_->ml.data(), static_cast<std::size_t>(layout_.ml(states())));
+    std::memcpy(to, saved_->ml.get(), static_cast<std::size_t>(layout_.ml(states())));
     return;
   }
   const float empty[2] = {-std::numeric_limits<float>::infinity(), 0};
@@ -302,28 +304,37 @@ double VulkanRun::wait() {
   return guard_run(gpu_, on_->device, [&] { return on_->stream.wait(); });
 }
 
+std::unique_ptr<float[]> VulkanRun::download(const BufferLease& from, std::int64_t bytes) {
+  auto to = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(bytes / 4));
+  // Two pieces in turn: one is on its way while the other is copied.
+  const std::int64_t piece = layout_.transfer(states()) / 2;
+  const auto place = [&](std::int64_t at) { return at / piece % 2 * piece; };
+  const auto fetch = [&](std::int64_t at) {
+    on_->stream.submit([&](const Commands& commands) {
+      commands.copyBuffer(*from->handle, *on_->transfer->handle,
+                          copy_of(std::min(piece, bytes - at), at, place(at)));
+    });
+  };
+  fetch(0);
+  for (std::int64_t at = 0; at < bytes; at += piece) {
+    if (at + piece < bytes) fetch(at + piece);
+    on_->stream.wait();
+    const std::byte* const source = on_->transfer->host + place(at);
+    const std::int64_t size = std::min(piece, bytes - at);
+    arena_.execute([&] {
+      tbb::parallel_for(tbb::blocked_range<std::int64_t>(0, size, 64 << 10), [&](const auto& part) {
+        std::memcpy(reinterpret_cast<std::byte*>(to.get()) + at + part.begin(),
+                    source + part.begin(), static_cast<std::size_t>(part.size()));
+      });
+    });
+  }
+  return to;
+}
+
 HostState VulkanRun::download() {
   begin_state();
-  HostState state;
-  state.padded_value_dim = layout_.padded_value_dim();
-  state.o.resize(static_cast<std::size_t>(layout_.o(states()) / 4));
-  state.ml.resize(static_cast<std::size_t>(layout_.ml(states()) / 4));
-  const std::int64_t piece = layout_.transfer(states());
-  const auto to_host = [&](const BufferLease& from, std::vector<float>& to) {
-    const auto bytes = static_cast<std::int64_t>(to.size() * sizeof(float));
-    for (std::int64_t at = 0; at < bytes; at += piece) {
-      const std::int64_t size = std::min(piece, bytes - at);
-      on_->stream.submit([&](const Commands& commands) {
-        commands.copyBuffer(*from->handle, *on_->transfer->handle, copy_of(size, at));
-      });
-      on_->stream.wait();
-      std::memcpy(reinterpret_cast<std::byte*>(to.data()) + at, on_->transfer->host,
-                  static_cast<std::size_t>(size));
-    }
-  };
-  to_host(on_->o, state.o);
-  to_host(on_->ml, state.ml);
-  return state;
+  return {download(on_->o, layout_.o(states())), download(on_->ml, layout_.ml(states())),
+          layout_.padded_value_dim()};
 }
 
 void VulkanRun::checkpoint() {
@@ -334,11 +345,11 @@ void VulkanRun::recover() {
   guard_begin(gpu_, [&](const auto& device) {
     prepare(device);
     if (!saved_) return;
-    const auto bytes = static_cast<std::int64_t>(saved_->o.size() * sizeof(float));
+    const std::int64_t bytes = layout_.o(states());
     const std::int64_t piece = layout_.transfer(states());
     for (std::int64_t at = 0; at < bytes; at += piece) {
       const std::int64_t size = std::min(piece, bytes - at);
-      std::memcpy(on_->transfer->host, reinterpret_cast<const std::byte*>(saved_->o.data()) + at,
+      std::memcpy(on_->transfer->host, reinterpret_cast<const std::byte*>(saved_->o.get()) + at,
                   static_cast<std::size_t>(size));
       on_->stream.submit([&](const Commands& commands) {
         commands.copyBuffer(*on_->transfer->handle, *on_->o->handle, copy_of(size, 0, at));

@@ -67,6 +67,7 @@ class VulkanRun : public core::Run {
   void run_dispatches(const Commands& commands, const OnDevice::Frame& frame,
                       const std::vector<Dispatch>& dispatches) const;
   void write_head(OnDevice::Frame& frame, std::vector<Params>& params, const ChunkBox& box) const;
+  std::unique_ptr<float[]> download(const BufferLease& from, std::int64_t bytes);
   HostState download();
   std::int64_t states() const;
 

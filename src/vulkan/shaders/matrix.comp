@@ -62,7 +62,6 @@ const float kWeightBits = 0.0, kWeightUnit = 1.0;
 #else
 const float kWeightBits = 15.0, kWeightUnit = 1.0 / 32768.0;
 #endif
-const float kSmallestWeight = 1.17549435e-38 / kWeightUnit;  // 2^-126: a smaller one is 0
 const float kLog2e = 1.44269504;
 
 #define MATRIX(type, rows, columns, use) coopmat<type, gl_ScopeSubgroup, rows, columns, use>
@@ -77,11 +76,11 @@ shared float s_places[kM * kN];    // of each element of a matrix: 1024 * row + 
 shared ivec2 s_range[kRows];       // keys that each row sees
 shared uint64_t s_mask[kMaskType == 0 ? 1 : kRows];
 shared vec2 s_ml[kRows];  // at a split's end: (m, l), then the factors of the merge
-// Inf and NaN of V never reach the matrix unit, where 0 times them would be NaN. Their keys are
-// noted, in two sets that serve the tiles in turn, then what they do to o: 1 adds Inf, 2 -Inf, 3
-// NaN.
-const uint kKeyWords = (kKeys + 31) / 32, kMarkWords = (kValueDim + 15) / 16;
-shared uint s_odd_keys[2 * kKeyWords];
+// Inf and NaN of V never reach the matrix unit, where 0 times them would be NaN. What they do to o
+// is noted at a split's end: 1 adds Inf, 2 -Inf, 3 NaN.
+const uint kMarkWords = (kValueDim + 15) / 16, kOddWords = kSplitLen / 32;
+shared uint s_odd;  // 1 + the last split that has such values
+shared uint s_odd_keys[kOddWords];
 shared uint s_marks[kRows * kMarkWords];
 #ifndef NV_MATRIX2
 shared float s_scratch[kSubgroups * kM * kN];
@@ -90,6 +89,7 @@ shared ELEMENT s_weights[kRows * kKeys];
 
 uint t_id, t_row;       // t_row: of the tile, the subgroup's first
 uint t_group, t_first;  // absolute group; index of the tile's first row
+bool t_odd;             // whether this thread met Inf or NaN in V
 uvec4 t_k[kHeadRounds * kHeadParts], t_v[kValueRounds * kValueParts];  // loaded ahead
 
 // `from` is of the tile's first key, `pitch` from key to key, `left` the keys that there are.
@@ -136,25 +136,28 @@ void load_values(uint64_t from, int64_t pitch, int left) {
   }
 }
 
-// Which of two elements are Inf or NaN, as ones in all their bits: an exponent of ones is carried
-// into the sign.
-uvec4 not_finite(uvec4 word) {
+// The signs of elements that are Inf or NaN: an exponent of ones is carried there.
+uvec4 odd_signs(uvec4 word) {
 #ifdef BFLOAT16
-  const uvec4 signs = ((word & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
+  return ((word & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
 #else
-  const uvec4 signs = ((word & 0x7c007c00u) + 0x04000400u) & 0x80008000u;
+  return ((word & 0x7c007c00u) + 0x04000400u) & 0x80008000u;
 #endif
-  return (signs >> 15) * 0xffffu;
 }
 
-void store_values(uint set) {
+// 0 takes the place of Inf and NaN.
+void store_values() {
   [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
     const uint row = t_id / kValueLanes + round * kValueStep;
     if (kKeys % kValueStep != 0 && row >= kKeys) continue;
     [[unroll]] for (uint part = 0; part < kValueParts; ++part) {
-      const uvec4 word = t_v[round * kValueParts + part], odd = not_finite(word);
-      if (odd != uvec4(0)) atomicOr(s_odd_keys[set * kKeyWords + row / 32], 1u << (row % 32));
-      s_words[kValuesAt + row * kValueLine + t_id % kValueLanes + part * kValueLanes] = word & ~odd;
+      uvec4 word = t_v[round * kValueParts + part];
+      const uvec4 odd = odd_signs(word);
+      if ((odd.x | odd.y | odd.z | odd.w) != 0) {
+        word &= ~((odd >> 15) * 0xffffu);
+        t_odd = true;
+      }
+      s_words[kValuesAt + row * kValueLine + t_id % kValueLanes + part * kValueLanes] = word;
     }
   }
 }
@@ -231,20 +234,55 @@ float round_weight(float p) {
   return kDType == 2 ? rounded : p;
 }
 
-// Notes what a row takes in from a value of Inf or NaN.
-void mark(uint row, uint64_t value) {
-  for (uint w = 0; w < kValueWords; ++w) {
-    const uvec4 word = load_words(value + 16 * w), odd = not_finite(word);
-    for (uint i = 0; i < 8; ++i) {
-      const uint shift = i % 2 * 16, bits = word[i / 2] >> shift & 0xffffu;
-      if ((odd[i / 2] >> shift & 1u) == 0) continue;
-      const uint infinity = kDType == 2 ? 0x7f80u : 0x7c00u;
-      const uint what = (bits & 0x7fffu) != infinity ? 3u : 1u + (bits >> 15);
-      atomicOr(s_marks[row * kMarkWords + w / 2], what << (2 * (w % 2 * 8 + i)));
+// Whether a row gives weight to a key; the row's m of the split is in s_ml. q.k is in float32: it
+// decides only about weights that vanish.
+bool has_weight(uint row, int key, uint64_t k) {
+  const uint64_t q = params.q + state_index(t_group, t_first + row) * kHeadWords * 16;
+  float product = 0.0;
+  for (uint w = 0; w < kHeadWords; ++w) {
+    const uvec4 a = load_words(q + 16 * w), b = load_words(k + 16 * w);
+    product += dot(elements(a, 0), elements(b, 0)) + dot(elements(a, 1), elements(b, 1));
+  }
+  const float s = finish_score(product, row, key);
+  return exp_nonpositive((kFinished ? s : s * params.scale) - base_of(s_ml[row].x)) != 0.0;
+}
+
+// Notes what rows take in from values of Inf or NaN of keys [begin, end).
+void note_odd_values(uint64_t k, uint64_t v, int64_t k_pitch, int64_t v_pitch, int begin, int end) {
+  for (uint i = t_id; i < kOddWords; i += kThreads) s_odd_keys[i] = 0;
+  for (uint i = t_id; i < kRows * kMarkWords; i += kThreads) s_marks[i] = 0;
+  barrier();
+  for (int key = begin + int(t_id); key < end; key += int(kThreads)) {
+    uvec4 odd = uvec4(0);
+    for (uint w = 0; w < kValueWords; ++w) {
+      odd |= odd_signs(load_words(v + int64_t(key) * v_pitch + 16 * w));
+    }
+    const uint at = uint(key) % kSplitLen;
+    if (odd != uvec4(0)) atomicOr(s_odd_keys[at / 32], 1u << (at % 32));
+  }
+  barrier();
+  for (int key = begin; key < end; ++key) {
+    const uint at = uint(key) % kSplitLen;
+    if ((s_odd_keys[at / 32] >> (at % 32) & 1u) == 0) continue;
+    for (uint row = t_id; row < kRows; row += kThreads) {
+      if (t_first + row >= params.index_end) continue;
+      if (!has_weight(row, key, k + int64_t(key) * k_pitch)) continue;
+      for (uint w = 0; w < kValueWords; ++w) {
+        const uvec4 word = load_words(v + int64_t(key) * v_pitch + 16 * w), odd = odd_signs(word);
+        for (uint i = 0; i < 8; ++i) {
+          const uint shift = i % 2 * 16, bits = word[i / 2] >> shift & 0xffffu;
+          if ((odd[i / 2] >> shift & 0x8000u) == 0) continue;
+          const uint infinity = kDType == 2 ? 0x7f80u : 0x7c00u;
+          const uint what = (bits & 0x7fffu) != infinity ? 3u : 1u + (bits >> 15);
+          s_marks[row * kMarkWords + w / 2] |= what << (2 * (w % 2 * 8 + i));
+        }
+      }
     }
   }
+  barrier();
 }
 float marked(float o, uint row, uint column) {
+  if (column >= kValueDim) return o;
   const uint what = s_marks[row * kMarkWords + column / 16] >> (2 * (column % 16)) & 3u;
   return what == 0 ? o : what == 1 ? o - hidden() : what == 2 ? o + hidden() : nan();
 }
@@ -305,8 +343,7 @@ void main() {
     if (kMaskType != 0) s_mask[row] = mask_address(batch_index, t_group, index);
   }
   for (uint i = t_id; i < kM * kN; i += kThreads) s_places[i] = float(1024 * (i / kN) + i % kN);
-  for (uint i = t_id; i < kRows * kMarkWords; i += kThreads) s_marks[i] = 0;
-  for (uint i = t_id; i < 2 * kKeyWords; i += kThreads) s_odd_keys[i] = 0;
+  if (t_id == 0) s_odd = 0;
   LEFT query[kHeadSteps];
   [[dont_unroll]] for (uint first = 0; first < kRows; first += kQueryRows) {
     barrier();
@@ -321,7 +358,6 @@ void main() {
 
   const int64_t k_pitch = params.k_key, v_pitch = params.v_key;
   const float factor = kFinished ? kLog2e : params.scale * kLog2e;
-  uint tile = 0;
   const uint split_first = params.split + (kPartial ? gl_WorkGroupID.y : 0);
   const uint split_last = kPartial ? split_first + 1 : params.split + params.num_splits;
   [[dont_unroll]] for (uint split = split_first; split < split_last; ++split) {
@@ -340,12 +376,12 @@ void main() {
     }
     barrier();
     store_keys();
-    [[dont_unroll]] for (; key < end; key += int(kKeys), ++tile) {
+    t_odd = false;
+    [[dont_unroll]] for (; key < end; key += int(kKeys)) {
       const int next = key + int(kKeys);
       if (next < end) load_keys(k + int64_t(next) * k_pitch, k_pitch, batch.limit - next);
       barrier();  // K is there; nobody reads the last V
-      if (t_id < kKeyWords) s_odd_keys[(1 - tile % 2) * kKeyWords + t_id] = 0;
-      store_values(tile % 2);
+      store_values();
       if (next < end) load_values(v + int64_t(next) * v_pitch, v_pitch, batch.limit - next);
 
       SCORES s[kKeyTiles];
@@ -405,35 +441,6 @@ void main() {
       barrier();  // V is there; nobody reads this K
       if (next < end) store_keys();
 
-      bool odd = false;
-      [[unroll]] for (uint i = 0; i < kKeyWords; ++i) {
-        odd = odd || s_odd_keys[tile % 2 * kKeyWords + i] != 0;
-      }
-      if (odd) {
-        const SCORES place = places();
-        [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
-          [[unroll]] for (uint e = 0; e < place.length(); ++e) {
-            const uint at = n * kN + column_of(place[e]);
-            const bool taken = (s_odd_keys[tile % 2 * kKeyWords + at / 32] >> (at % 32) & 1u) != 0;
-            if (taken && s[n][e] >= kSmallestWeight) {
-              mark(row_of(place[e]), v + int64_t(key + int(at)) * v_pitch);
-            }
-          }
-        }
-        sync();
-        [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
-          [[unroll]] for (uint e = 0; e < place.length(); ++e) {
-            const uint column = d * kN + column_of(place[e]);
-            if (column < kValueDim) o[d][e] = marked(o[d][e], row_of(place[e]), column);
-          }
-        }
-        sync();
-        for (uint i = gl_SubgroupInvocationID; i < kM * kMarkWords; i += gl_SubgroupSize) {
-          s_marks[t_row * kMarkWords + i] = 0;
-        }
-        sync();
-      }
-
 #ifndef NV_MATRIX2
       [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
         sync();
@@ -471,7 +478,17 @@ void main() {
         s_ml[row_of(place[e])] = vec2(m[e] * scale, l[e] * kWeightUnit);
       }
     }
-    sync();
+    if (t_odd) s_odd = split + 1;
+    barrier();
+    const bool odd = s_odd == split + 1;
+    if (odd) {
+      note_odd_values(k, v, k_pitch, v_pitch, begin, end);
+      [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
+        [[unroll]] for (uint e = 0; e < place.length(); ++e) {
+          o[d][e] = marked(o[d][e], row_of(place[e]), d * kN + column_of(place[e]));
+        }
+      }
+    }
     for (uint row = gl_SubgroupInvocationID; row < kM; row += gl_SubgroupSize) {
       merge_row(t_row + row, split);
     }
