@@ -115,9 +115,11 @@ class Attention {
           const auto at_key = r * width + static_cast<std::size_t>(key - all.begin);
           weights[at_key] = masked(score, rows[r], key);
           if (round_) continue;
-          // A sum of dim terms as a random walk, then scale, cap, mask, exp and the division.
+          // A sum of dim terms as a random walk, then scale, cap, mask, exp and the division. Matrix
+          // units cut sums off where float32 arithmetic rounds: twice the error.
+          const Real step = q_.dtype == DType::kFloat32 ? 1 : 2;
           noise[at_key] =
-              kUnit * (std::sqrt(static_cast<Real>(dim) * squares[j]) * std::abs(scale) +
+              kUnit * (step * std::sqrt(static_cast<Real>(dim) * squares[j]) * std::abs(scale) +
                        4 * (std::abs(weights[at_key]) + 2));
         }
       }

@@ -69,10 +69,12 @@ TEST_P(Recovery, NoPacedSubmissionIsEnded) {
   const Watch watch({{"MS", std::to_string(kLimitMs)}});
   KEYFOLD_NEEDS_A_GPU();
   Rng rng("paced");
-  for (const std::int64_t q_len : {1, 40}) {
+  using Lengths = std::pair<std::int64_t, std::int64_t>;
+  for (const auto& [q_len, kv_len] :
+       {Lengths{1, 1 << 20}, Lengths{10, 1 << 18}, Lengths{40, 16'000}, Lengths{8192, 3000}}) {
     Case c = long_case();
     c.q_len = q_len;
-    c.kv_len = q_len == 1 ? 200'000 : 16'000;
+    c.kv_len = kv_len;
     const Inputs inputs(c, rng);
     EXPECT_EQ(run_paced(inputs.call()).report.recoveries, 0);
   }
