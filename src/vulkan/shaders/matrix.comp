@@ -55,6 +55,7 @@ const uint kHeadRounds = (kKeys + kHeadStep - 1) / kHeadStep;
 const uint kValueLanes = kValueWide % 8 == 0 ? 8 : kValueWide & (~kValueWide + 1);
 const uint kValueParts = kValueWide / kValueLanes, kValueStep = kThreads / kValueLanes;
 const uint kValueRounds = (kKeys + kValueStep - 1) / kValueStep;
+const uint kHeadLoads = kHeadRounds * kHeadParts, kValueLoads = kValueRounds * kValueParts;
 
 // Weights are taken times 2^kWeightBits, so that float16 holds those down to 2^-39.
 #ifdef BFLOAT16
@@ -90,7 +91,8 @@ shared ELEMENT s_weights[kRows * kKeys];
 uint t_id, t_row;       // t_row: of the tile, the subgroup's first
 uint t_group, t_first;  // absolute group; index of the tile's first row
 bool t_odd;             // whether this thread met Inf or NaN in V
-uvec4 t_k[kHeadRounds * kHeadParts], t_v[kValueRounds * kValueParts];  // loaded ahead
+// On their way to shared memory: the keys during softmax, the values during the first product.
+uvec4 t_words[kHeadLoads > kValueLoads ? kHeadLoads : kValueLoads];
 
 // `from` is of the tile's first key, `pitch` from key to key, `left` the keys that there are.
 void load_keys(uint64_t from, int64_t pitch, int left) {
@@ -101,9 +103,9 @@ void load_keys(uint64_t from, int64_t pitch, int left) {
     const bool inside = (kKeys % kHeadStep == 0 || row < int(kKeys)) && row < left;
     [[unroll]] for (uint part = 0; part < kHeadParts; ++part) {
       const uint w = lane + part * kHeadLanes, i = round * kHeadParts + part;
-      t_k[i] = uvec4(0);
+      t_words[i] = uvec4(0);
       if (!inside || (kHeadWords < kHeadWide && w >= kHeadWords)) continue;
-      t_k[i] = load_words(from + 16 * kHeadLanes * part);
+      t_words[i] = load_words(from + 16 * kHeadLanes * part);
     }
     from += int64_t(kHeadStep) * pitch;
   }
@@ -115,7 +117,7 @@ void store_keys() {
     if (kKeys % kHeadStep != 0 && row >= kKeys) continue;
     [[unroll]] for (uint part = 0; part < kHeadParts; ++part) {
       s_words[row * kHeadLine + t_id % kHeadLanes + part * kHeadLanes] =
-          t_k[round * kHeadParts + part];
+          t_words[round * kHeadParts + part];
     }
   }
 }
@@ -128,9 +130,9 @@ void load_values(uint64_t from, int64_t pitch, int left) {
     const bool inside = (kKeys % kValueStep == 0 || row < int(kKeys)) && row < left;
     [[unroll]] for (uint part = 0; part < kValueParts; ++part) {
       const uint w = lane + part * kValueLanes, i = round * kValueParts + part;
-      t_v[i] = uvec4(0);
+      t_words[i] = uvec4(0);
       if (!inside || (kValueWords < kValueWide && w >= kValueWords)) continue;
-      t_v[i] = load_words(from + 16 * kValueLanes * part);
+      t_words[i] = load_words(from + 16 * kValueLanes * part);
     }
     from += int64_t(kValueStep) * pitch;
   }
@@ -151,7 +153,7 @@ void store_values() {
     const uint row = t_id / kValueLanes + round * kValueStep;
     if (kKeys % kValueStep != 0 && row >= kKeys) continue;
     [[unroll]] for (uint part = 0; part < kValueParts; ++part) {
-      uvec4 word = t_v[round * kValueParts + part];
+      uvec4 word = t_words[round * kValueParts + part];
       const uvec4 odd = odd_signs(word);
       if ((odd.x | odd.y | odd.z | odd.w) != 0) {
         word &= ~((odd >> 15) * 0xffffu);
@@ -370,19 +372,14 @@ void main() {
     [[unroll]] for (uint d = 0; d < kValueTiles; ++d) o[d] = SCORES(0.0);
 
     int key = begin < end ? begin - (begin - split_begin) % int(kKeys) : end;
-    if (key < end) {
-      load_keys(k + int64_t(key) * k_pitch, k_pitch, batch.limit - key);
-      load_values(v + int64_t(key) * v_pitch, v_pitch, batch.limit - key);
-    }
+    if (key < end) load_keys(k + int64_t(key) * k_pitch, k_pitch, batch.limit - key);
     barrier();
     store_keys();
     t_odd = false;
     [[dont_unroll]] for (; key < end; key += int(kKeys)) {
       const int next = key + int(kKeys);
-      if (next < end) load_keys(k + int64_t(next) * k_pitch, k_pitch, batch.limit - next);
       barrier();  // K is there; nobody reads the last V
-      store_values();
-      if (next < end) load_values(v + int64_t(next) * v_pitch, v_pitch, batch.limit - next);
+      load_values(v + int64_t(key) * v_pitch, v_pitch, batch.limit - key);
 
       SCORES s[kKeyTiles];
       [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) s[n] = SCORES(0.0);
@@ -394,6 +391,8 @@ void main() {
           s[n] = coopMatMulAdd(query[d], keys, s[n]);
         }
       }
+      store_values();
+      if (next < end) load_keys(k + int64_t(next) * k_pitch, k_pitch, batch.limit - next);
       if (kMaskType != 0 || key < late.x || next > early.y) {
         const SCORES place = places();
         [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
