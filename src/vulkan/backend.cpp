@@ -12,7 +12,6 @@
 namespace keyfold::vulkan {
 namespace {
 
-constexpr std::int64_t kMaxDim = 576;
 constexpr std::int64_t kMostKeys = std::int64_t{1}
                                    << 28;  // of a chunk, as kernels count in 32 bits
 
@@ -59,7 +58,7 @@ class VulkanBackend : public core::Backend {
             .kernels = kernel_names(t),
             .num_threads = 0,
             .memory_bytes = t.memory_bytes,
-            .max_head_dim = kMaxDim,
+            .max_head_dim = max_dim_,
             .dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16},
             .type = type_name(t.type),
             .driver = t.driver,
@@ -70,9 +69,9 @@ class VulkanBackend : public core::Backend {
   }
 
   std::string unsupported(const core::Problem& problem) const override {
-    if (problem.shape.head_dim <= kMaxDim && problem.shape.value_dim <= kMaxDim) return {};
+    if (problem.shape.head_dim <= max_dim_ && problem.shape.value_dim <= max_dim_) return {};
     return "head_dim " + std::to_string(problem.shape.head_dim) + " and value_dim " +
-           std::to_string(problem.shape.value_dim) + " exceed " + std::to_string(kMaxDim);
+           std::to_string(problem.shape.value_dim) + " exceed " + std::to_string(max_dim_);
   }
 
   core::KernelInfo kernel(const core::Problem& problem) const override {
@@ -120,6 +119,7 @@ class VulkanBackend : public core::Backend {
 
   std::string name_;
   Gpu gpu_;
+  std::int64_t max_dim_ = max_head_dim(gpu_.traits());
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include "vulkan/shapes.hpp"
 
 #include <cstdlib>
+#include <stdexcept>
 
 #include "keyfold/error.hpp"
 
@@ -18,6 +19,16 @@ std::uint32_t mask_type(const core::Problem& problem) {
     case DType::kBFloat16: return 4;
   }
   return 0;
+}
+
+ShapeQuery query_of(DType dtype, std::int64_t head_dim, std::int64_t value_dim,
+                    const Traits& traits) {
+  return {.dtype = dtype,
+          .head_dim = head_dim,
+          .value_dim = value_dim,
+          .subgroup_size = traits.subgroup_size,
+          .max_shared_bytes = traits.max_shared_bytes,
+          .max_workgroup_invocations = traits.max_invocations};
 }
 
 }  // namespace
@@ -43,14 +54,26 @@ std::string selected_kernel(const Traits& traits) {
                                                      ", got '" + std::string(wanted) + "'");
 }
 
+std::int64_t max_head_dim(const Traits& traits) {
+  constexpr std::int64_t kMost = 576, kStep = 32;
+  for (std::int64_t dim = kMost; dim > kStep; dim -= kStep) {
+    try {
+      for (const DType dtype : {DType::kFloat32, DType::kFloat16}) {
+        const ShapeQuery query = query_of(dtype, dim, dim, traits);
+        attend_shape(query);
+        decode_shape(query);
+      }
+      return dim;
+    } catch (const std::invalid_argument&) {  // a smaller one
+      continue;
+    }
+  }
+  return kStep;
+}
+
 Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(problem) {
   const AttentionShape& shape = problem.shape;
-  const ShapeQuery query{.dtype = shape.dtype,
-                         .head_dim = shape.head_dim,
-                         .value_dim = shape.value_dim,
-                         .subgroup_size = traits.subgroup_size,
-                         .max_shared_bytes = traits.max_shared_bytes,
-                         .max_workgroup_invocations = traits.max_invocations};
+  const ShapeQuery query = query_of(shape.dtype, shape.head_dim, shape.value_dim, traits);
   merge_ = merge_shape(query);
   if (shape.q_len <= kFewRows) {
     main_ = Kernel::kDecode;

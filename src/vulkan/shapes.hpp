@@ -17,6 +17,9 @@ std::vector<std::string> kernel_names(const Traits& traits);
 /// KEYFOLD_VULKAN_KERNEL, else the first of them. Throws InvalidArgument for another.
 std::string selected_kernel(const Traits& traits);
 
+/// The largest head_dim and value_dim that every call may have on a device.
+std::int64_t max_head_dim(const Traits& traits);
+
 class Shapes {
  public:
   /// Throws as selected_kernel().

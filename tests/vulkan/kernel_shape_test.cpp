@@ -1,0 +1,82 @@
+// Shapes fit the devices that there are.
+#include "vulkan/kernel_shape.hpp"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+
+namespace keyfold::vulkan {
+namespace {
+
+/// Calls `test` for devices from the smallest that Vulkan allows to the largest known, every dtype
+/// and many head sizes.
+template <class Test>
+void for_all(const Test& test) {
+  for (const std::uint32_t subgroup : {4, 8, 16, 32, 64, 128})
+    for (const std::uint32_t shared : {16, 32, 48, 64, 227})
+      for (const std::uint32_t invocations : {128, 256, 512, 1024})
+        for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
+          for (const std::int64_t dim : {1, 8, 40, 64, 72, 80, 96, 128, 192, 256, 512, 576}) {
+            const ShapeQuery query{.dtype = dtype,
+                                   .head_dim = dim,
+                                   .value_dim = dim == 192 ? 128 : dim,
+                                   .subgroup_size = subgroup,
+                                   .max_shared_bytes = shared * 1024,
+                                   .max_workgroup_invocations = invocations};
+            SCOPED_TRACE(testing::Message()
+                         << "subgroup " << subgroup << " shared " << shared << " KiB invocations "
+                         << invocations << " dim " << dim);
+            test(query);
+          }
+}
+
+TEST(KernelShape, ScalarKernelsFitEveryDevice) {
+  for_all([](const ShapeQuery& query) {
+    if (query.head_dim > 256 && query.max_shared_bytes < (32 << 10)) return;  // may throw
+    const AttendShape attend = attend_shape(query);
+    EXPECT_LE(attend.shared_bytes, query.max_shared_bytes);
+    EXPECT_LE(attend.workgroup(), query.max_workgroup_invocations);
+    EXPECT_LE(attend.tx, query.subgroup_size);
+    EXPECT_EQ(kPrefillSplitLen % attend.keys(), 0U);
+    const DecodeShape decode = decode_shape(query);
+    EXPECT_LE(decode.shared_bytes, query.max_shared_bytes);
+    EXPECT_LE(decode.workgroup(), query.max_workgroup_invocations);
+    EXPECT_GT(decode.row_limit, 0U);
+    EXPECT_LE(merge_shape(query).workgroup(), query.max_workgroup_invocations);
+  });
+}
+
+TEST(KernelShape, MatrixKernelsFitOrAreNotThere) {
+  int found = 0;
+  for_all([&](const ShapeQuery& query) {
+    for (const std::uint32_t size : {8, 16})
+      for (const bool in_registers : {false, true}) {
+        const auto shape = matrix_shape(query, size, in_registers);
+        if (!shape) continue;
+        ++found;
+        EXPECT_LE(shape->shared_bytes, query.max_shared_bytes);
+        EXPECT_LE(shape->workgroup(), query.max_workgroup_invocations);
+        EXPECT_TRUE(std::has_single_bit(shape->workgroup()));  // lanes divide rows evenly
+        EXPECT_GE(shape->workgroup(), 8U);
+        EXPECT_EQ(kMatrixSplitLen % shape->keys, 0U);
+        EXPECT_EQ(shape->keys % size, 0U);
+      }
+  });
+  EXPECT_GT(found, 0);
+}
+
+TEST(KernelShape, ACommonGpuHasMatricesForCommonHeads) {
+  for (const std::int64_t dim : {40, 64, 80, 96, 128, 192, 256}) {
+    const ShapeQuery query{.dtype = DType::kFloat16,
+                           .head_dim = dim,
+                           .value_dim = dim,
+                           .subgroup_size = 32,
+                           .max_shared_bytes = 48 << 10,
+                           .max_workgroup_invocations = 1024};
+    EXPECT_TRUE(matrix_shape(query, 16, true)) << dim;
+    EXPECT_TRUE(matrix_shape(query, 16, false)) << dim;
+  }
+}
+
+}  // namespace
+}  // namespace keyfold::vulkan
