@@ -22,8 +22,8 @@ template <class Real>
 class Attention {
  public:
   Attention(const TensorView& q, const TensorView& k, const TensorView& v,
-            const AttentionOptions& options, bool round)
-      : q_(q), k_(k), v_(v), options_(options), round_(round) {}
+            const AttentionOptions& options, bool round, bool cuts_off)
+      : q_(q), k_(k), v_(v), options_(options), round_(round), cuts_off_(cuts_off) {}
 
   Rows run(const std::vector<RowId>& rows) {
     Rows result;
@@ -115,12 +115,11 @@ class Attention {
           const auto at_key = r * width + static_cast<std::size_t>(key - all.begin);
           weights[at_key] = masked(score, rows[r], key);
           if (round_) continue;
-          // A sum of dim terms as a random walk, then scale, cap, mask, exp and the division. Matrix
-          // units cut sums off where float32 arithmetic rounds: twice the error.
-          const Real step = q_.dtype == DType::kFloat32 ? 1 : 2;
-          noise[at_key] =
-              kUnit * (step * std::sqrt(static_cast<Real>(dim) * squares[j]) * std::abs(scale) +
-                       4 * (std::abs(weights[at_key]) + 2));
+          // A sum of dim terms as a random walk, then scale, cap, mask, exp and the division. A
+          // unit that cuts off does so about every 16 terms, by up to one step, always towards 0.
+          Real sum = std::sqrt(static_cast<Real>(dim) * squares[j]);
+          if (cuts_off_) sum += static_cast<Real>(dim / 16 + 1) * std::abs(dot[j]);
+          noise[at_key] = kUnit * (sum * std::abs(scale) + 4 * (std::abs(weights[at_key]) + 2));
         }
       }
     }
@@ -187,7 +186,7 @@ class Attention {
   static constexpr Real kInf = std::numeric_limits<Real>::infinity();
   const TensorView &q_, &k_, &v_;
   const AttentionOptions& options_;
-  const bool round_;
+  const bool round_, cuts_off_;
 };
 
 }  // namespace
@@ -201,13 +200,13 @@ std::vector<RowId> all_rows(const TensorView& q) {
 }
 
 Rows reference(const TensorView& q, const TensorView& k, const TensorView& v,
-               const AttentionOptions& options, const std::vector<RowId>& rows) {
-  return Attention<double>(q, k, v, options, false).run(rows);
+               const AttentionOptions& options, const std::vector<RowId>& rows, bool cuts_off) {
+  return Attention<double>(q, k, v, options, false, cuts_off).run(rows);
 }
 
 Rows naive(const TensorView& q, const TensorView& k, const TensorView& v,
            const AttentionOptions& options, const std::vector<RowId>& rows) {
-  return Attention<float>(q, k, v, options, true).run(rows);
+  return Attention<float>(q, k, v, options, true, false).run(rows);
 }
 
 }  // namespace keyfold::test

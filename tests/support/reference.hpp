@@ -24,8 +24,10 @@ struct Rows {
 };
 
 /// Plain softmax(QK^T)V in float64. A weight that is 0 in float32 adds nothing, whatever v holds.
+/// `cuts_off`: the noise is that of a matrix unit whose float32 sums are cut off, not rounded.
 Rows reference(const TensorView& q, const TensorView& k, const TensorView& v,
-               const AttentionOptions& options, const std::vector<RowId>& rows);
+               const AttentionOptions& options, const std::vector<RowId>& rows,
+               bool cuts_off = false);
 
 /// The naive computation of the error rule: the same plain loops in float32; for 16-bit inputs
 /// the probabilities are rounded to the dtype before they meet v; out is rounded to the dtype.

@@ -258,7 +258,8 @@ void main() {
   t_range =
       ivec2(visible(batch, t_first / params.heads).x, visible(batch, index_last / params.heads).y);
   t_range = clamp(t_range - split_begin, ivec2(0), ivec2(kSplitLen));
-  if (t_range.x >= t_range.y) t_range = ivec2(0);  // no step is begun for the sake of its first keys
+  if (t_range.x >= t_range.y)
+    t_range = ivec2(0);  // no step is begun for the sake of its first keys
   if (t_id < kRows) {
     ivec2 range = visible(batch, (t_first + t_id) / params.heads) - split_begin;
     if (t_first + t_id >= params.index_end) range = ivec2(0);
