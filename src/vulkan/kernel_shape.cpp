@@ -138,9 +138,11 @@ std::uint32_t DecodeShape::rows(std::int64_t num_indices) const {
 }
 
 MergeShape merge_shape(const ShapeQuery& query) {
+  constexpr std::uint32_t kThreads = 128;  // every device has as many, in whole subgroups
+  const std::uint32_t dim = padded_dim(query.dtype, query.value_dim);
   MergeShape s;
-  s.threads = std::min(64u, query.max_workgroup_invocations);
-  s.rows = std::max(1u, s.threads / Dims(query).value_vecs);
+  s.lanes = std::clamp(std::bit_ceil(dim), 32u, kThreads);
+  s.rows = kThreads / s.lanes;
   return s;
 }
 

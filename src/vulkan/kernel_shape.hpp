@@ -78,11 +78,11 @@ struct DecodeShape {
 
 /// shaders/merge.comp.
 struct MergeShape {
-  std::uint32_t threads = 0;
-  std::uint32_t rows = 0;  ///< of a workgroup
+  std::uint32_t rows = 0;   ///< of a workgroup
+  std::uint32_t lanes = 0;  ///< threads of a row
 
-  std::uint32_t workgroup() const { return threads; }
-  std::vector<std::uint32_t> constants() const { return {threads}; }
+  std::uint32_t workgroup() const { return rows * lanes; }
+  std::vector<std::uint32_t> constants() const { return {rows, lanes}; }
 };
 
 /// nullopt where a subgroup's registers or shared memory are too few. `size` is of one product;
