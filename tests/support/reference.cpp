@@ -119,6 +119,7 @@ class Attention {
           // unit that cuts off does so about every 16 terms, by up to one step, always towards 0.
           Real sum = std::sqrt(static_cast<Real>(dim) * squares[j]);
           if (cuts_off_) sum += static_cast<Real>(dim / 16 + 1) * std::abs(dot[j]);
+          if (!std::isfinite(sum)) sum = 0;  // an infinite score, which a softcap makes exact
           noise[at_key] = kUnit * (sum * std::abs(scale) + 4 * (std::abs(weights[at_key]) + 2));
         }
       }
