@@ -11,7 +11,8 @@ namespace keyfold::vulkan {
 /// The state of a block's rows: o [groups][rows * heads][padded_value_dim], ml [groups][rows *
 /// heads] pairs (m, l).
 struct HostState {
-  std::unique_ptr<float[]> o, ml;
+  std::unique_ptr<float[]> o;  ///< and ml behind it
+  const float* ml = nullptr;
   std::int64_t padded_value_dim = 0;
 };
 

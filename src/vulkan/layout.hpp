@@ -13,7 +13,7 @@ inline constexpr std::int64_t kDecodeTiles = 4096;  ///< workgroups of one wave 
 inline constexpr std::int64_t kMaxPartials = 32 << 20;  ///< bytes of partial states, about
 inline constexpr std::int64_t kFrames = 2;              ///< submissions in flight
 inline constexpr std::int64_t kMinWindow = 1 << 20, kMaxWindow = 32 << 20;
-inline constexpr std::int64_t kMaxTransfer = 8 << 20;
+inline constexpr std::int64_t kMaxPiece = 4 << 20;
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -53,8 +53,12 @@ struct Layout {
     const std::int64_t least = shapes.decode() ? 4 * kMinWindow : kMinWindow;
     return std::max(key_bytes(groups) * split_len(), std::clamp(likely, least, kMaxWindow));
   }
-  /// A piece of the state on its way to or from the host.
-  std::int64_t transfer(std::int64_t states) const { return std::min(kMaxTransfer, o(states)); }
+  /// The state: o, then ml.
+  std::int64_t state(std::int64_t states) const { return o(states) + ml(states); }
+  /// A piece of it on its way to or from the host; there are two.
+  std::int64_t piece(std::int64_t states) const {
+    return std::min(kMaxPiece, round_up(state(states), 16));
+  }
   /// Mask bytes of one key, of all the rows and heads of a block.
   std::int64_t mask_key_bytes(std::int64_t groups, std::int64_t rows) const {
     if (!problem.mask) return 0;
@@ -83,7 +87,7 @@ struct Layout {
     const std::int64_t n = states(groups, rows), p = partial_rows(rows);
     const std::int64_t copies = shared_memory ? 1 : 2;  // on the host's side and on the device's
     return copies * (q(n) + kFrames * (window(groups, rows) + mask(groups, rows))) + o(n) +
-           2 * ml(n) + o(p) + ml(p) + transfer(n);
+           2 * ml(n) + o(p) + ml(p) + 2 * piece(n);
   }
 };
 

@@ -41,11 +41,10 @@ VulkanRun::OnDevice::OnDevice(std::shared_ptr<Device> made, const Layout& layout
   const Use written = layout.shared_memory ? Use::kShared : Use::kUpload;
   start = {device, written, layout.q(states) + layout.ml(states)};
   if (!layout.shared_memory) q = {device, Use::kKernels, layout.q(states)};
-  o = {device, Use::kKernels, layout.o(states)};
-  ml = {device, Use::kKernels, layout.ml(states)};
+  state = {device, Use::kKernels, layout.state(states)};
   partial_o = {device, Use::kKernels, layout.o(partials)};
   partial_ml = {device, Use::kKernels, layout.ml(partials)};
-  transfer = {device, Use::kReadback, layout.transfer(states)};
+  transfer = {device, Use::kReadback, 2 * layout.piece(states)};
   const std::int64_t mask_bytes = layout.mask(groups, rows);
   for (Frame& frame : frames) {
     if (mask_bytes == 0) continue;
@@ -74,25 +73,23 @@ void VulkanRun::prepare(const std::shared_ptr<Device>& device) {
   on_ = std::make_unique<OnDevice>(device, layout_, block_);
   arena_.execute([&] {
     write_queries(on_->start->host);
-    write_state(on_->start->host + layout_.q(states()));
+    write_empty(on_->start->host + layout_.q(states()));
   });
 }
 
-void VulkanRun::write_state(std::byte* to) const {
-  if (saved_) {
-    std::memcpy(to, saved_->ml.get(), static_cast<std::size_t>(layout_.ml(states())));
-    return;
-  }
+void VulkanRun::write_empty(std::byte* to) const {
   const float empty[2] = {-std::numeric_limits<float>::infinity(), 0};
   for (std::int64_t i = 0; i < states(); ++i) std::memcpy(to + i * 8, empty, sizeof empty);
 }
 
 void VulkanRun::begin_state(const Commands& commands) {
   if (std::exchange(begun_, true)) return;
-  const std::int64_t q = layout_.q(states());
+  const std::int64_t q = layout_.q(states()), o = layout_.o(states());
   if (on_->q) commands.copyBuffer(*on_->start->handle, *on_->q->handle, copy_of(q));
-  commands.copyBuffer(*on_->start->handle, *on_->ml->handle, copy_of(layout_.ml(states()), q));
-  if (!saved_) commands.fillBuffer(*on_->o->handle, 0, VK_WHOLE_SIZE, 0);
+  if (saved_) return;  // recover() has put it there
+  commands.copyBuffer(*on_->start->handle, *on_->state->handle,
+                      copy_of(layout_.ml(states()), q, o));
+  commands.fillBuffer(*on_->state->handle, 0, static_cast<vk::DeviceSize>(o), 0);
 }
 
 void VulkanRun::begin_state() {
@@ -137,8 +134,8 @@ Params VulkanRun::describe(const ChunkBox& box) const {
   const std::int64_t heads = problem_.group_size();
   Params p;
   p.q = (on_->q ? on_->q : on_->start)->address;
-  p.o = on_->o->address;
-  p.ml = on_->ml->address;
+  p.o = on_->state->address;
+  p.ml = p.o + static_cast<Address>(layout_.o(states()));
   p.partial_o = on_->partial_o->address;
   p.partial_ml = on_->partial_ml->address;
   p.scale = problem_.softcap > 0 ? problem_.scale / problem_.softcap : problem_.scale;
@@ -304,14 +301,17 @@ double VulkanRun::wait() {
   return guard_run(gpu_, on_->device, [&] { return on_->stream.wait(); });
 }
 
-std::unique_ptr<float[]> VulkanRun::download(const BufferLease& from, std::int64_t bytes) {
-  auto to = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(bytes / 4));
+HostState VulkanRun::download() {
+  begin_state();
+  const std::int64_t bytes = layout_.state(states()), piece = layout_.piece(states());
+  HostState saved{std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(bytes / 4)),
+                  nullptr, layout_.padded_value_dim()};
+  saved.ml = saved.o.get() + layout_.o(states()) / 4;
   // Two pieces in turn: one is on its way while the other is copied.
-  const std::int64_t piece = layout_.transfer(states()) / 2;
   const auto place = [&](std::int64_t at) { return at / piece % 2 * piece; };
   const auto fetch = [&](std::int64_t at) {
     on_->stream.submit([&](const Commands& commands) {
-      commands.copyBuffer(*from->handle, *on_->transfer->handle,
+      commands.copyBuffer(*on_->state->handle, *on_->transfer->handle,
                           copy_of(std::min(piece, bytes - at), at, place(at)));
     });
   };
@@ -320,21 +320,16 @@ std::unique_ptr<float[]> VulkanRun::download(const BufferLease& from, std::int64
     if (at + piece < bytes) fetch(at + piece);
     on_->stream.wait();
     const std::byte* const source = on_->transfer->host + place(at);
+    std::byte* const to = reinterpret_cast<std::byte*>(saved.o.get()) + at;
     const std::int64_t size = std::min(piece, bytes - at);
     arena_.execute([&] {
       tbb::parallel_for(tbb::blocked_range<std::int64_t>(0, size, 64 << 10), [&](const auto& part) {
-        std::memcpy(reinterpret_cast<std::byte*>(to.get()) + at + part.begin(),
-                    source + part.begin(), static_cast<std::size_t>(part.size()));
+        std::memcpy(to + part.begin(), source + part.begin(),
+                    static_cast<std::size_t>(part.size()));
       });
     });
   }
-  return to;
-}
-
-HostState VulkanRun::download() {
-  begin_state();
-  return {download(on_->o, layout_.o(states())), download(on_->ml, layout_.ml(states())),
-          layout_.padded_value_dim()};
+  return saved;
 }
 
 void VulkanRun::checkpoint() {
@@ -345,14 +340,13 @@ void VulkanRun::recover() {
   guard_begin(gpu_, [&](const auto& device) {
     prepare(device);
     if (!saved_) return;
-    const std::int64_t bytes = layout_.o(states());
-    const std::int64_t piece = layout_.transfer(states());
+    const std::int64_t bytes = layout_.state(states()), piece = layout_.piece(states());
     for (std::int64_t at = 0; at < bytes; at += piece) {
       const std::int64_t size = std::min(piece, bytes - at);
       std::memcpy(on_->transfer->host, reinterpret_cast<const std::byte*>(saved_->o.get()) + at,
                   static_cast<std::size_t>(size));
       on_->stream.submit([&](const Commands& commands) {
-        commands.copyBuffer(*on_->transfer->handle, *on_->o->handle, copy_of(size, 0, at));
+        commands.copyBuffer(*on_->transfer->handle, *on_->state->handle, copy_of(size, 0, at));
       });
       on_->stream.wait();
     }
@@ -385,8 +379,9 @@ void VulkanRun::merge(core::Run& other) {
       for (std::int64_t begin = 0; begin < indices; begin += most) {
         Params p = whole;
         const std::int64_t first = group * indices + begin;
-        p.partial_o = from.on_->o->address + static_cast<Address>(layout_.o(first));
-        p.partial_ml = from.on_->ml->address + static_cast<Address>(layout_.ml(first));
+        p.partial_o = from.on_->state->address + static_cast<Address>(layout_.o(first));
+        p.partial_ml = from.on_->state->address +
+                       static_cast<Address>(layout_.o(states()) + layout_.ml(first));
         p.group = whole.group + u32(group);
         p.index_begin = u32(begin);
         p.index_end = u32(std::min(indices, begin + most));

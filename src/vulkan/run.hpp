@@ -36,7 +36,7 @@ class VulkanRun : public core::Run {
 
     std::shared_ptr<Device> device;
     BufferLease start;  // q, then ml, as the run begins
-    BufferLease q, o, ml, partial_o, partial_ml;
+    BufferLease q, state, partial_o, partial_ml;
     BufferLease transfer;  // a piece of the state on its way to or from the host
     Keys keys;
     struct Frame {
@@ -53,7 +53,7 @@ class VulkanRun : public core::Run {
   void begin_state(const Commands& commands);
   void begin_state();
   void write_queries(std::byte* to) const;
-  void write_state(std::byte* to) const;
+  void write_empty(std::byte* to) const;
   void write_batches(const ChunkBox& box, std::byte* to) const;
   Params describe(const ChunkBox& box) const;
   std::function<void(const Commands&)> upload_mask(const ChunkBox& box, OnDevice::Frame& frame,
@@ -67,7 +67,6 @@ class VulkanRun : public core::Run {
   void run_dispatches(const Commands& commands, const OnDevice::Frame& frame,
                       const std::vector<Dispatch>& dispatches) const;
   void write_head(OnDevice::Frame& frame, std::vector<Params>& params, const ChunkBox& box) const;
-  std::unique_ptr<float[]> download(const BufferLease& from, std::int64_t bytes);
   HostState download();
   std::int64_t states() const;
 
