@@ -1,6 +1,7 @@
 // Making a logical device.
 #include "vulkan/device.hpp"
 
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -35,7 +36,23 @@ vk::raii::Device make_device(const vk::raii::PhysicalDevice& physical, const Tra
   return {physical, info};
 }
 
+vk::raii::Semaphore make_timeline(const vk::raii::Device& device) {
+  const vk::SemaphoreTypeCreateInfo type(vk::SemaphoreType::eTimeline, 0);
+  vk::SemaphoreCreateInfo info;
+  info.pNext = &type;
+  return {device, info};
+}
+
 }  // namespace
+
+StreamParts::StreamParts(const vk::raii::Device& device, std::uint32_t queue_family)
+    : timeline(make_timeline(device)),
+      pool(device, vk::CommandPoolCreateInfo(vk::CommandPoolCreateFlagBits::eTransient |
+                                                 vk::CommandPoolCreateFlagBits::eResetCommandBuffer,
+                                             queue_family)),
+      commands(vk::raii::CommandBuffers(
+          device, vk::CommandBufferAllocateInfo(*pool, vk::CommandBufferLevel::ePrimary, kDepth))),
+      timestamps(device, vk::QueryPoolCreateInfo({}, vk::QueryType::eTimestamp, 2 * kDepth)) {}
 
 Device::Device(const vk::raii::PhysicalDevice& physical, const Traits& traits)
     : traits_(traits),
@@ -43,6 +60,27 @@ Device::Device(const vk::raii::PhysicalDevice& physical, const Traits& traits)
       queue_(device_, traits.queue_family, 0),
       buffers_(physical, device_),
       pipelines_(traits_, physical, device_) {}
+
+std::unique_ptr<StreamParts> Device::take_stream() {
+  {
+    const std::lock_guard lock(streams_mutex_);
+    if (!idle_streams_.empty()) {
+      std::unique_ptr<StreamParts> found = std::move(idle_streams_.back());
+      idle_streams_.pop_back();
+      return found;
+    }
+  }
+  return std::make_unique<StreamParts>(device_, traits_.queue_family);
+}
+
+void Device::put_back(std::unique_ptr<StreamParts> parts) noexcept {
+  const std::lock_guard lock(streams_mutex_);
+  try {
+    idle_streams_.push_back(std::move(parts));
+  } catch (const std::bad_alloc&) {
+    return;  // then it is freed
+  }
+}
 
 void Device::submit(vk::CommandBuffer commands, vk::Semaphore timeline, std::uint64_t value) {
   const vk::TimelineSemaphoreSubmitInfo values({}, value);

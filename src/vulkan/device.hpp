@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <vector>
 #include <vulkan/vulkan_raii.hpp>
 
 #include "vulkan/buffer.hpp"
@@ -10,6 +11,19 @@
 #include "vulkan/traits.hpp"
 
 namespace keyfold::vulkan {
+
+/// What a Stream works with: kept from run to run, as making it takes longer than a short call.
+struct StreamParts {
+  StreamParts(const vk::raii::Device& device, std::uint32_t queue_family);
+
+  static constexpr std::uint32_t kDepth = 2;  ///< submissions in flight
+
+  vk::raii::Semaphore timeline;  ///< counts finished submissions
+  vk::raii::CommandPool pool;
+  std::vector<vk::raii::CommandBuffer> commands;  ///< of submission i: i % kDepth
+  vk::raii::QueryPool timestamps;                 ///< begin and end of each
+  std::uint64_t submitted = 0;
+};
 
 class Device {
  public:
@@ -19,6 +33,9 @@ class Device {
   const vk::raii::Device& handle() const { return device_; }
   BufferPool& buffers() { return buffers_; }
   Pipelines& pipelines() { return pipelines_; }
+  std::unique_ptr<StreamParts> take_stream();
+  /// All that was submitted with it is done.
+  void put_back(std::unique_ptr<StreamParts> parts) noexcept;
   /// Queues a command buffer that sets the timeline semaphore to `value` when it is done.
   void submit(vk::CommandBuffer commands, vk::Semaphore timeline, std::uint64_t value);
 
@@ -29,6 +46,8 @@ class Device {
   std::mutex queue_mutex_;
   BufferPool buffers_;
   Pipelines pipelines_;
+  std::mutex streams_mutex_;
+  std::vector<std::unique_ptr<StreamParts>> idle_streams_;
 };
 
 /// A buffer on loan from its device's pool.

@@ -137,12 +137,13 @@ std::uint32_t DecodeShape::rows(std::int64_t num_indices) const {
   return std::bit_ceil(std::max(wanted, 1u));
 }
 
-MergeShape merge_shape(const ShapeQuery& query) {
+MergeShape merge_shape(const ShapeQuery& query, bool many) {
   constexpr std::uint32_t kThreads = 128;  // every device has as many, in whole subgroups
   const std::uint32_t dim = padded_dim(query.dtype, query.value_dim);
   MergeShape s;
   s.lanes = std::clamp(std::bit_ceil(dim), 32u, kThreads);
   s.rows = kThreads / s.lanes;
+  s.ahead = many ? 32 : 4;
   return s;
 }
 

@@ -80,9 +80,10 @@ struct DecodeShape {
 struct MergeShape {
   std::uint32_t rows = 0;   ///< of a workgroup
   std::uint32_t lanes = 0;  ///< threads of a row
+  std::uint32_t ahead = 0;  ///< partial states that are loaded together
 
   std::uint32_t workgroup() const { return rows * lanes; }
-  std::vector<std::uint32_t> constants() const { return {rows, lanes}; }
+  std::vector<std::uint32_t> constants() const { return {rows, lanes, ahead}; }
 };
 
 /// nullopt where a subgroup's registers or shared memory are too few. `size` is of one product;
@@ -93,6 +94,7 @@ std::optional<MatrixShape> matrix_shape(const ShapeQuery& query, std::uint32_t s
 /// Each throws std::invalid_argument if even the smallest shape needs more than the device has.
 AttendShape attend_shape(const ShapeQuery& query);
 DecodeShape decode_shape(const ShapeQuery& query);
-MergeShape merge_shape(const ShapeQuery& query);
+/// `many`: splits of a few rows, rather than few splits of many.
+MergeShape merge_shape(const ShapeQuery& query, bool many);
 
 }  // namespace keyfold::vulkan

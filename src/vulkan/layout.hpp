@@ -4,14 +4,15 @@
 #include <algorithm>
 
 #include "core/backend.hpp"
+#include "vulkan/device.hpp"
 #include "vulkan/shapes.hpp"
 
 namespace keyfold::vulkan {
 
 inline constexpr std::int64_t kBusyTiles = 512;     ///< workgroups that keep a large device busy
 inline constexpr std::int64_t kDecodeTiles = 4096;  ///< workgroups of one wave of short kernels
-inline constexpr std::int64_t kMaxPartials = 32 << 20;  ///< bytes of partial states, about
-inline constexpr std::int64_t kFrames = 2;              ///< submissions in flight
+inline constexpr std::int64_t kMaxPartials = 32 << 20;        ///< bytes of partial states, about
+inline constexpr std::int64_t kFrames = StreamParts::kDepth;  ///< submissions in flight
 inline constexpr std::int64_t kMinWindow = 1 << 20, kMaxWindow = 32 << 20;
 inline constexpr std::int64_t kMaxPiece = 4 << 20;
 

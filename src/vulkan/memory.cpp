@@ -47,7 +47,7 @@ void VulkanMemory::upload(std::int64_t offset, const void* from, std::int64_t by
   }
   guard_run(gpu_, device_, [&] {
     const BufferLease piece(device_, Use::kUpload, std::min(bytes, kPieceBytes));
-    Stream stream(device_, 1);
+    Stream stream(device_);
     for (std::int64_t at = 0; at < bytes; at += kPieceBytes) {
       const std::int64_t size = std::min(kPieceBytes, bytes - at);
       std::memcpy(piece->host, static_cast<const std::byte*>(from) + at,
@@ -68,7 +68,7 @@ void VulkanMemory::download(std::int64_t offset, void* to, std::int64_t bytes) c
   }
   guard_run(gpu_, device_, [&] {
     const BufferLease piece(device_, Use::kReadback, std::min(bytes, kPieceBytes));
-    Stream stream(device_, 1);
+    Stream stream(device_);
     for (std::int64_t at = 0; at < bytes; at += kPieceBytes) {
       const std::int64_t size = std::min(kPieceBytes, bytes - at);
       stream.submit([&](const vk::raii::CommandBuffer& commands) {

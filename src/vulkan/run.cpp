@@ -34,7 +34,7 @@ vk::BufferCopy copy_of(std::int64_t bytes, std::int64_t from = 0, std::int64_t t
 
 VulkanRun::OnDevice::OnDevice(std::shared_ptr<Device> made, const Layout& layout,
                               const core::Block& block)
-    : device(std::move(made)), keys(device, layout, block), stream(device, kFrames) {
+    : device(std::move(made)), keys(device, layout, block), stream(device) {
   const std::int64_t groups = block.group_end - block.group_begin;
   const std::int64_t rows = block.row_end - block.row_begin;
   const std::int64_t states = layout.states(groups, rows), partials = layout.partial_rows(rows);

@@ -74,7 +74,7 @@ std::int64_t max_head_dim(const Traits& traits) {
 Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(problem) {
   const AttentionShape& shape = problem.shape;
   const ShapeQuery query = query_of(shape.dtype, shape.head_dim, shape.value_dim, traits);
-  merge_ = merge_shape(query);
+  merge_ = merge_shape(query, shape.q_len <= kFewRows);
   if (shape.q_len <= kFewRows) {
     main_ = Kernel::kDecode;
     decode_ = decode_shape(query);

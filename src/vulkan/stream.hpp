@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <vector>
 #include <vulkan/vulkan_raii.hpp>
 
 #include "vulkan/device.hpp"
@@ -14,8 +13,8 @@ namespace keyfold::vulkan {
 
 class Stream {
  public:
-  /// At most `depth` submissions are in flight.
-  Stream(std::shared_ptr<Device> device, std::uint32_t depth);
+  /// At most StreamParts::kDepth submissions are in flight.
+  explicit Stream(std::shared_ptr<Device> device);
   /// Waits for what is in flight.
   ~Stream();
   Stream(const Stream&) = delete;
@@ -27,8 +26,8 @@ class Stream {
   /// that it waited for the jobs before it.
   double wait();
 
-  std::uint64_t submitted() const { return submitted_; }
-  std::uint64_t finished() const { return finished_; }
+  /// Since the stream began.
+  std::uint64_t submitted() const { return parts_->submitted - first_; }
 
   /// What comes later sees what came before it, by kernels and copies alike.
   static void barrier(const vk::raii::CommandBuffer& commands);
@@ -38,13 +37,10 @@ class Stream {
   void wait_for(std::uint64_t value) const;
 
   std::shared_ptr<Device> device_;
-  std::uint32_t depth_;
-  vk::raii::Semaphore timeline_;  // counts finished submissions
-  vk::raii::CommandPool pool_;
-  std::vector<vk::raii::CommandBuffer> commands_;  // of submission i: i % depth
-  vk::raii::QueryPool timestamps_;                 // begin and end of each
-  std::uint64_t submitted_ = 0, finished_ = 0;
-  Clock::time_point last_end_;  // where the queue has no timestamps
+  std::unique_ptr<StreamParts> parts_;
+  std::uint64_t first_, finished_;  // counted as the parts do
+  bool recording_ = false;          // or an exception came in between
+  Clock::time_point last_end_;      // where the queue has no timestamps
 };
 
 }  // namespace keyfold::vulkan

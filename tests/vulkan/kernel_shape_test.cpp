@@ -42,7 +42,7 @@ TEST(KernelShape, ScalarKernelsFitEveryDevice) {
     EXPECT_LE(decode.shared_bytes, query.max_shared_bytes);
     EXPECT_LE(decode.workgroup(), query.max_workgroup_invocations);
     EXPECT_GT(decode.row_limit, 0U);
-    EXPECT_LE(merge_shape(query).workgroup(), query.max_workgroup_invocations);
+    EXPECT_LE(merge_shape(query, true).workgroup(), query.max_workgroup_invocations);
   });
 }
 

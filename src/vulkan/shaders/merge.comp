@@ -8,6 +8,7 @@
 // A workgroup is kRows rows of kLanes threads, each for one column at a time.
 layout(constant_id = 16) const uint kRows = 1;
 layout(constant_id = 17) const uint kLanes = 64;
+layout(constant_id = 18) const uint kAhead = 4;  // partial states that are loaded together
 
 const uint kBatch = 64;  // splits whose factors are found together
 
@@ -50,15 +51,18 @@ void main() {
     barrier();
     for (uint column = lane; inside && column < kValueDim; column += kLanes) {
       Float place = Float(params.o + (at * kValueDim + column) * 4);
-      float later[kBatch];
-      [[unroll]] for (uint i = 0; i < kBatch; ++i) {
-        if (i >= count) continue;
-        const uint64_t from = partial_index(gl_WorkGroupID.z, first + i, index);
-        later[i] = Float(params.partial_o + (from * kValueDim + column) * 4).value;
-      }
       vec4 o = vec4(place.value);
-      [[unroll]] for (uint i = 0; i < kBatch; ++i) {
-        if (i < count) o = merge_values(o, vec4(later[i]), s_factors[row * kBatch + i]);
+      [[dont_unroll]] for (uint begin = 0; begin < count; begin += kAhead) {
+        float later[kAhead];
+        [[unroll]] for (uint i = 0; i < kAhead; ++i) {
+          if (begin + i >= count) continue;
+          const uint64_t from = partial_index(gl_WorkGroupID.z, first + begin + i, index);
+          later[i] = Float(params.partial_o + (from * kValueDim + column) * 4).value;
+        }
+        [[unroll]] for (uint i = 0; i < kAhead; ++i) {
+          if (begin + i >= count) continue;
+          o = merge_values(o, vec4(later[i]), s_factors[row * kBatch + begin + i]);
+        }
       }
       place.value = o.x;
     }
