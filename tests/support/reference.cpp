@@ -85,6 +85,7 @@ class Attention {
     }
     const std::size_t width =
         static_cast<std::size_t>(std::max<std::int64_t>(all.end - all.begin, 0));
+    const std::int64_t cuts = dim / 16 + 1;  // of a sum, by a unit that cuts off
     std::vector<Real> weights(n * width, -kInf), noise(round_ ? 0 : weights.size());
 
     // Scores: key blocks transposed, so that each dot is one plain sum over dim in order.
@@ -118,7 +119,7 @@ class Attention {
           // A sum of dim terms as a random walk, then scale, cap, mask, exp and the division. A
           // unit that cuts off does so about every 16 terms, by up to one step, always towards 0.
           Real sum = std::sqrt(static_cast<Real>(dim) * squares[j]);
-          if (cuts_off_) sum += static_cast<Real>(dim / 16 + 1) * std::abs(dot[j]);
+          if (cuts_off_) sum += static_cast<Real>(cuts) * std::abs(dot[j]);
           if (!std::isfinite(sum)) sum = 0;  // an infinite score, which a softcap makes exact
           noise[at_key] = kUnit * (sum * std::abs(scale) + 4 * (std::abs(weights[at_key]) + 2));
         }
