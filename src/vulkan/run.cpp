@@ -12,11 +12,11 @@
 #include "vulkan/errors.hpp"
 #include "vulkan/finish.hpp"
 #include "vulkan/gather.hpp"
+#include "vulkan/waves.hpp"
 
 namespace keyfold::vulkan {
 namespace {
 
-constexpr std::int64_t kMostGroups = 65535;  // workgroups along x or y that every device takes
 constexpr std::int64_t kFar = std::int64_t{1} << 30;  // farther than any row or key of a chunk
 
 std::int32_t near(std::int64_t position) {
@@ -24,6 +24,15 @@ std::int32_t near(std::int64_t position) {
 }
 
 std::uint32_t u32(std::int64_t value) { return static_cast<std::uint32_t>(value); }
+
+Params part_of(Params p, const Wave& wave) {
+  p.group += u32(wave.group);
+  p.index_begin += u32(wave.index);
+  p.index_end = p.index_begin + u32(wave.num_indices);
+  p.split = u32(wave.split);
+  p.num_splits = u32(wave.num_splits);
+  return p;
+}
 
 vk::BufferCopy copy_of(std::int64_t bytes, std::int64_t from = 0, std::int64_t to = 0) {
   return {static_cast<vk::DeviceSize>(from), static_cast<vk::DeviceSize>(to),
@@ -205,46 +214,23 @@ std::vector<VulkanRun::Dispatch> VulkanRun::plan_dispatches(const ChunkBox& box,
   const Shapes& shapes = layout_.shapes;
   const Params chunk = params.front();
   params.clear();
+  const Waves cut = cut_chunk({.groups = box.group_end - box.group_begin,
+                               .indices = chunk.index_end - chunk.index_begin,
+                               .splits = chunk.num_splits,
+                               .tile_rows = shapes.tile_rows(),
+                               .max_groups = gpu_.traits().max_groups_z,
+                               .partials = layout_.partial_rows(block_.row_end - block_.row_begin),
+                               .decode = shapes.decode()});
   std::vector<Dispatch> result;
-  const std::int64_t indices = chunk.index_end - chunk.index_begin, splits = chunk.num_splits;
-  const std::int64_t groups = box.group_end - box.group_begin;
-  const std::int64_t most_groups = gpu_.traits().max_groups_z;
-  const std::int64_t partials = layout_.partial_rows(block_.row_end - block_.row_begin);
-  // Splits side by side where the rows alone would leave a large device idle. The bits are the
-  // same.
-  const bool direct =
-      !shapes.decode() && (splits == 1 || 2 * indices > partials ||
-                           ceil_div(indices, shapes.tile_rows()) * groups >= kBusyTiles);
-  const std::int64_t wave_groups = std::min(
-      {groups, most_groups, direct ? groups : std::max<std::int64_t>(1, partials / indices)});
-  const std::int64_t wave_splits =
-      direct ? splits
-             : std::min<std::int64_t>({splits, partials / (indices * wave_groups), kMostGroups});
-  const auto get = [&](Kernel kernel) {
-    return on_->device->pipelines().get(kernel, shapes.constants(kernel, !direct));
+  const auto add = [&](Kernel kernel, const Wave& wave, std::int64_t rows, std::int64_t y) {
+    result.push_back({on_->device->pipelines().get(kernel, shapes.constants(kernel, !cut.direct)),
+                      u32(static_cast<std::int64_t>(params.size()) - 1),
+                      u32(ceil_div(wave.num_indices, rows)), u32(y), u32(wave.num_groups)});
   };
-  // A dispatch that folds in place may be cut along the rows as well.
-  const std::int64_t wave_indices = direct ? kMostGroups * shapes.tile_rows() : indices;
-  for (std::int64_t group = 0; group < groups; group += wave_groups) {
-    for (std::int64_t index = 0; index < indices; index += wave_indices) {
-      for (std::int64_t split = 0; split < splits; split += wave_splits) {
-        const std::int64_t count = std::min(wave_indices, indices - index);
-        Params p = chunk;
-        p.group = chunk.group + u32(group);
-        p.index_begin = chunk.index_begin + u32(index);
-        p.index_end = p.index_begin + u32(count);
-        p.split = u32(split);
-        p.num_splits = u32(std::min(wave_splits, splits - split));
-        const std::uint32_t at = u32(static_cast<std::int64_t>(params.size()));
-        const std::uint32_t z = u32(std::min(wave_groups, groups - group));
-        params.push_back(p);
-        const std::uint32_t tiles = u32(ceil_div(count, shapes.tile_rows()));
-        result.push_back({get(shapes.main()), at, tiles, direct ? 1 : p.num_splits, z});
-        if (direct) continue;
-        const std::uint32_t merges = u32(ceil_div(count, shapes.merge_rows()));
-        result.push_back({get(Kernel::kMerge), at, merges, 1, z});
-      }
-    }
+  for (const Wave& wave : cut.waves) {
+    params.push_back(part_of(chunk, wave));
+    add(shapes.main(), wave, shapes.tile_rows(), cut.direct ? 1 : wave.num_splits);
+    if (!cut.direct) add(Kernel::kMerge, wave, shapes.merge_rows(), 1);
   }
   return result;
 }
@@ -363,34 +349,30 @@ void VulkanRun::merge(core::Run& other) {
   guard_run(gpu_, on_->device, [&] {
     begin_state();
     from.begin_state();
-    // The other's states are the partials of one split; within the limits of a dispatch.
+    // The other's states are the partials of one split.
     const ChunkBox all{
         block_.group_begin, block_.group_end, block_.row_begin, block_.row_end, 0, 0};
     const Shapes& shapes = layout_.shapes;
     const vk::Pipeline pipeline =
         on_->device->pipelines().get(Kernel::kMerge, shapes.constants(Kernel::kMerge, true));
     const Params whole = describe(all);
-    const std::int64_t indices = whole.index_end, groups = block_.group_end - block_.group_begin;
-    const std::int64_t most = kMostGroups * shapes.merge_rows();
-    const std::int64_t step = indices <= most ? gpu_.traits().max_groups_z : 1;
+    const Address other_o = from.on_->state->address;
+    const Address other_ml = other_o + static_cast<Address>(layout_.o(states()));
     std::vector<Params> params;
     std::vector<Dispatch> dispatches;
-    for (std::int64_t group = 0; group < groups; group += step) {
-      for (std::int64_t begin = 0; begin < indices; begin += most) {
-        Params p = whole;
-        const std::int64_t first = group * indices + begin;
-        p.partial_o = from.on_->state->address + static_cast<Address>(layout_.o(first));
-        p.partial_ml = from.on_->state->address +
-                       static_cast<Address>(layout_.o(states()) + layout_.ml(first));
-        p.group = whole.group + u32(group);
-        p.index_begin = u32(begin);
-        p.index_end = u32(std::min(indices, begin + most));
-        p.num_splits = 1;
-        const std::int64_t tiles = ceil_div(p.index_end - p.index_begin, shapes.merge_rows());
-        dispatches.push_back({pipeline, u32(static_cast<std::int64_t>(params.size())), u32(tiles),
-                              1, u32(std::min(step, groups - group))});
-        params.push_back(p);
-      }
+    for (const Wave& wave : cut_merge({.groups = all.group_end - all.group_begin,
+                            .indices = whole.index_end,
+                            .splits = 1,
+                            .tile_rows = shapes.merge_rows(),
+                            .max_groups = gpu_.traits().max_groups_z})) {
+      Params p = part_of(whole, wave);
+      const std::int64_t first = wave.group * std::int64_t{whole.index_end} + wave.index;
+      p.partial_o = other_o + static_cast<Address>(layout_.o(first));
+      p.partial_ml = other_ml + static_cast<Address>(layout_.ml(first));
+      dispatches.push_back({pipeline, u32(static_cast<std::int64_t>(params.size())),
+                            u32(ceil_div(wave.num_indices, shapes.merge_rows())), 1,
+                            u32(wave.num_groups)});
+      params.push_back(p);
     }
     OnDevice::Frame& frame = on_->frames[on_->stream.submitted() % kFrames];
     write_head(frame, params, all);
