@@ -68,8 +68,8 @@ AttendShape attend_shape(const ShapeQuery& query) {
   const bool large = query.subgroup_size >= 32 && query.max_shared_bytes >= 48 * 1024;
   // Accumulators of scores and of outputs have to stay in registers together.
   AttendShape s;
-  if (large && dims.value_vecs <= 32 && query.max_workgroup_invocations >= 256) {
-    s = {.ty = 16, .tx = 16, .tr = 8, .tc = 4};
+  if (large && dims.value_vecs <= 32) {
+    s = {.ty = 8, .tx = 16, .tr = 8, .tc = 8, .slice_words = 16 / dims.elements};
   } else if (large && dims.value_vecs <= 64 && query.max_workgroup_invocations >= 256) {
     s = {.ty = 16, .tx = 16, .tr = 4, .tc = 8};
   } else if (large && query.max_workgroup_invocations >= 512) {
@@ -78,7 +78,7 @@ AttendShape attend_shape(const ShapeQuery& query) {
     s = {.ty = 8, .tx = std::bit_floor(std::min(query.subgroup_size, 16u)), .tr = 4, .tc = 4};
   }
   s.groups = ceil_div(dims.value_vecs, s.tx);
-  s.slice_words = 2;
+  if (s.slice_words == 0) s.slice_words = 2;
   s.slice_keys = std::min(8u, s.keys());
   const auto too_large = [&] {
     s.shared_bytes = shared_bytes(s, dims.elements);

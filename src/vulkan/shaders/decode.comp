@@ -21,7 +21,7 @@ const uint kHeadStep = kThreads / kHeadLanes * kBatch;  // keys that the workgro
 const uint kValueStep = kThreads / kValueLanes * kValueBatch;
 const uint kValueParts = kValuePer * kVecs;  // groups of four columns in a lane
 
-shared float s_scores[kRows * kSplitLen];  // then the weights
+shared vec4 s_scores[kRows * kSplitLen / 4];  // of four keys of a row; then the weights
 shared vec4 s_o[kSubgroups * kValueLanes * kValueParts];
 shared vec2 s_ml[kRows];
 shared ivec2 s_range[kRows];  // keys of the split that each row sees
@@ -29,10 +29,23 @@ shared uint s_redo;
 
 uint t_id, t_lane, t_first;
 ivec2 t_range;  // keys of the split that any row sees
+int64_t t_k_pitch, t_v_pitch;
 vec4 t_q[kRows * kHeadPer * kVecs];
 float t_x[kItems];
 vec4 t_o[kRows * kValueParts];
 uvec4 t_k[kBatch * kHeadPer], t_v[kValueBatch * kValuePer];  // loaded ahead
+
+float read_score(uint row, int key) {
+  const uint at = row * kSplitLen + key;
+  return s_scores[at / 4][at % 4];
+}
+void write_score(uint row, int key, float x) {
+  const uint at = row * kSplitLen + key;
+  s_scores[at / 4][at % 4] = x;
+}
+
+// The nearest key that a row sees: what is loaded in the place of others gets no weight.
+uint64_t nearest(int key) { return uint64_t(clamp(key, t_range.x, t_range.y - 1)); }
 
 void load_q(uint group, uint lane) {
   [[unroll]] for (uint r = 0; r < kRows; ++r) {
@@ -74,17 +87,16 @@ uint reduce_items(uint lane) {
   return first;
 }
 
-// The words of this lane of the keys that begin at `step`; 0 outside the range.
+// The words of this lane of the keys that begin at `step`.
 void load_keys(uint64_t k, int step) {
   const uint lane = t_id % kHeadLanes;
   [[unroll]] for (uint i = 0; i < kBatch; ++i) {
     const int key = step + int(t_id / kHeadLanes * kBatch + i);
+    const uint64_t from = k + nearest(key) * t_k_pitch + 16 * lane;
     [[unroll]] for (uint j = 0; j < kHeadPer; ++j) {
-      const uint w = j * kHeadLanes + lane;
       t_k[i * kHeadPer + j] = uvec4(0);
-      if (key >= t_range.x && key < t_range.y && w < kHeadWords) {
-        t_k[i * kHeadPer + j] = load_words(k + int64_t(key) * params.k_key + 16 * w);
-      }
+      if (kHeadPer * kHeadLanes > kHeadWords && j * kHeadLanes + lane >= kHeadWords) continue;
+      t_k[i * kHeadPer + j] = load_words(from + 16 * kHeadLanes * j);
     }
   }
 }
@@ -129,19 +141,22 @@ void score_keys(uint64_t k, uint batch_index, uint group, int split_begin, int f
         }
         s = score(t_x[i], mask);
       }
-      s_scores[r * kSplitLen + key] = s;
+      write_score(r, key, s);
     }
   }
 }
 
-// Scores to weights; a subgroup takes a row. Keys before `from` have no score.
-void soften(int from) {
+// Scores to weights; a subgroup takes a row. Keys before `from` have no score. Those of the steps
+// of weigh(), which begin at `value_from`, that no row sees get a weight of 0.
+void soften(int from, int value_from) {
   const int lane = int(gl_SubgroupInvocationID);
   const int begin = from / int(kSubgroupSize) * int(kSubgroupSize);
+  const int value_begin = min(begin, value_from / int(kSubgroupSize) * int(kSubgroupSize));
+  const int value_end = (t_range.y + int(kValueStep) - 1) / int(kValueStep) * int(kValueStep);
   [[dont_unroll]] for (uint r = gl_SubgroupID; r < kRows; r += kSubgroups) {
     float most = hidden();
     for (int key = begin + lane; key < t_range.y; key += int(kSubgroupSize)) {
-      const float s = key >= from ? s_scores[r * kSplitLen + key] : hidden();
+      const float s = key >= from ? read_score(r, key) : hidden();
       most = s > most ? s : most;
     }
     [[unroll]] for (uint lanes = 1; lanes < kSubgroupSize; lanes *= 2) {
@@ -150,11 +165,13 @@ void soften(int from) {
     }
     const float base = base_of(most);
     precise float l = 0.0;
-    for (int key = begin + lane; key < t_range.y; key += int(kSubgroupSize)) {
-      if (key < from) continue;
-      precise float x = s_scores[r * kSplitLen + key] - base;
-      const float p = exp_nonpositive(x);
-      s_scores[r * kSplitLen + key] = p;
+    for (int key = value_begin + lane; key < value_end; key += int(kSubgroupSize)) {
+      float p = 0.0;
+      if (key >= from && key < t_range.y) {
+        precise float x = read_score(r, key) - base;
+        p = exp_nonpositive(x);
+      }
+      write_score(r, key, p);
       l = l + p;
     }
     [[unroll]] for (uint lanes = 1; lanes < kSubgroupSize; lanes *= 2) {
@@ -169,12 +186,11 @@ void load_values(uint64_t v, int step) {
   const uint lane = t_id % kValueLanes;
   [[unroll]] for (uint i = 0; i < kValueBatch; ++i) {
     const int key = step + int(t_id / kValueLanes * kValueBatch + i);
+    const uint64_t from = v + nearest(key) * t_v_pitch + 16 * lane;
     [[unroll]] for (uint j = 0; j < kValuePer; ++j) {
-      const uint w = j * kValueLanes + lane;
       t_v[i * kValuePer + j] = uvec4(0);
-      if (key >= t_range.x && key < t_range.y && w < kValueWords) {
-        t_v[i * kValuePer + j] = load_words(v + int64_t(key) * params.v_key + 16 * w);
-      }
+      if (kValuePer * kValueLanes > kValueWords && j * kValueLanes + lane >= kValueWords) continue;
+      t_v[i * kValuePer + j] = load_words(from + 16 * kValueLanes * j);
     }
   }
 }
@@ -187,11 +203,15 @@ void weigh(uint64_t v, int from, bool exact) {
   [[dont_unroll]] for (int step = from; step < t_range.y; step += int(kValueStep)) {
     [[unroll]] for (uint i = 0; i < kValueBatch * kValuePer; ++i) words[i] = t_v[i];
     load_values(v, step + int(kValueStep));
+    vec4 weights[kRows];
+    [[unroll]] for (uint r = 0; r < kRows; ++r) {
+      weights[r] = s_scores[(r * kSplitLen + step + stream) / 4];
+    }
     [[unroll]] for (uint i = 0; i < kValueBatch; ++i) {
-      const int key = step + stream + int(i);
-      if (key < t_range.x || key >= t_range.y) continue;
       float p[kRows];
-      [[unroll]] for (uint r = 0; r < kRows; ++r) p[r] = s_scores[r * kSplitLen + key];
+      [[unroll]] for (uint r = 0; r < kRows; ++r) {
+        p[r] = weights[r][kValueBatch == 4 ? i : (stream + i) % 4];
+      }
       [[unroll]] for (uint j = 0; j < kValueParts; ++j) {
         const vec4 x = elements(words[i * kValuePer + j / kVecs], j % kVecs);
         [[unroll]] for (uint r = 0; r < kRows; ++r) {
@@ -268,22 +288,28 @@ void main() {
   if (t_id == 0) s_redo = 0;
   load_q(group, t_id % kHeadLanes);
   barrier();
-  const uint64_t split_k = k + int64_t(split_begin) * params.k_key;
-  const uint64_t split_v = v + int64_t(split_begin) * params.v_key;
+  t_k_pitch = params.k_key;
+  t_v_pitch = params.v_key;
+  const uint64_t split_k = k + int64_t(split_begin) * t_k_pitch;
+  const uint64_t split_v = v + int64_t(split_begin) * t_v_pitch;
   const int from = t_range.x / int(kHeadStep) * int(kHeadStep);
   const int value_from = t_range.x / int(kValueStep) * int(kValueStep);
   if (t_range.x < t_range.y) score_keys(split_k, batch_index, group, split_begin, from);
-  load_values(split_v, value_from);  // on their way during the softmax
+  if (t_range.x < t_range.y) load_values(split_v, value_from);  // on their way during the softmax
   barrier();
-  soften(from);
+  soften(from, value_from);
   barrier();
   bool exact = false;
   [[dont_unroll]] for (;;) {
-    weigh(split_v, value_from, exact);
+    if (exact) {
+      weigh(split_v, value_from, true);
+    } else {
+      weigh(split_v, value_from, false);
+    }
     if (write(split)) s_redo = 1;
     barrier();
     if (exact || s_redo == 0) break;
     exact = true;
-    load_values(split_v, value_from);
+    if (t_range.x < t_range.y) load_values(split_v, value_from);
   }
 }

@@ -34,15 +34,22 @@ void main() {
   const bool inside = index < params.index_end;
   const uint64_t at = state_index(group, index);
   vec2 state = inside ? Vec2(params.ml + 8 * at).value : vec2(0);
-  for (uint first = 0; first < params.num_splits; first += kBatch) {
-    const uint count = min(kBatch, params.num_splits - first);
+  // Of the row's partial states: the first, and the way from one to the next.
+  const uint num_splits = params.num_splits;
+  const uint64_t part = partial_index(gl_WorkGroupID.z, 0, index);
+  const uint64_t step = params.index_end - params.index_begin;
+  const uint64_t part_ml = params.partial_ml + 8 * part;
+  const uint64_t part_o = params.partial_o + 4 * kValueDim * part;
+  for (uint first = 0; first < num_splits; first += kBatch) {
+    const uint count = min(kBatch, num_splits - first);
     barrier();  // all have read the last batch, and the state that is written below
     for (uint i = lane; inside && i < count; i += kLanes) {
-      const uint64_t from = partial_index(gl_WorkGroupID.z, first + i, index);
-      s_part[row * kBatch + i] = Vec2(params.partial_ml + 8 * from).value;
+      s_part[row * kBatch + i] = Vec2(part_ml + 8 * step * (first + i)).value;
     }
     barrier();
-    for (uint i = lane; inside && i < count; i += kLanes) {
+    for (uint i = lane; inside && i < kBatch; i += kLanes) {
+      s_factors[row * kBatch + i] = vec2(1.0, 0.0);
+      if (i >= count) continue;
       float before = state.x;
       for (uint j = 0; j < i; ++j) before = larger(before, s_part[row * kBatch + j]);
       const vec2 part = s_part[row * kBatch + i];
@@ -55,12 +62,10 @@ void main() {
       [[dont_unroll]] for (uint begin = 0; begin < count; begin += kAhead) {
         float later[kAhead];
         [[unroll]] for (uint i = 0; i < kAhead; ++i) {
-          if (begin + i >= count) continue;
-          const uint64_t from = partial_index(gl_WorkGroupID.z, first + begin + i, index);
-          later[i] = Float(params.partial_o + (from * kValueDim + column) * 4).value;
+          const uint64_t split = first + min(begin + i, count - 1);
+          later[i] = Float(part_o + 4 * (kValueDim * step * split + column)).value;
         }
         [[unroll]] for (uint i = 0; i < kAhead; ++i) {
-          if (begin + i >= count) continue;
           o = merge_values(o, vec4(later[i]), s_factors[row * kBatch + begin + i]);
         }
       }
