@@ -81,7 +81,7 @@ class VulkanBackend : public core::Backend {
     return {.name = shapes.name(),
             .split_len = shapes.split_len(),
             .row_align = std::max<std::int64_t>(1, shapes.tile_rows() / problem.group_size()),
-            .max_in_flight = static_cast<int>(kFrames),
+            .max_in_flight = static_cast<int>(gpu::kFrames),
             .first_dispatch_flops = discrete   ? 2e9
                                     : software ? 2e7
                                                : 2e8,
@@ -113,8 +113,8 @@ class VulkanBackend : public core::Backend {
   }
 
  private:
-  Layout layout(const core::Problem& problem) const {
-    return {problem, Shapes(problem, gpu_.traits()), gpu_.traits().shared_memory};
+  gpu::Layout layout(const core::Problem& problem) const {
+    return {problem, Shapes(problem, gpu_.traits()).tiling(), gpu_.traits().shared_memory};
   }
 
   std::string name_;

@@ -7,9 +7,12 @@
 #include <vector>
 #include <vulkan/vulkan_raii.hpp>
 
-#include "vulkan/params.hpp"
+#include "gpu/params.hpp"
 
 namespace keyfold::vulkan {
+
+using gpu::Address;
+using gpu::Params;
 
 /// What a buffer is for; decides which memory it gets.
 enum class Use : std::uint8_t {

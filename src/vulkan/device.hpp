@@ -6,6 +6,7 @@
 #include <vector>
 #include <vulkan/vulkan_raii.hpp>
 
+#include "gpu/layout.hpp"
 #include "vulkan/buffer.hpp"
 #include "vulkan/pipelines.hpp"
 #include "vulkan/traits.hpp"
@@ -16,7 +17,7 @@ namespace keyfold::vulkan {
 struct StreamParts {
   StreamParts(const vk::raii::Device& device, std::uint32_t queue_family);
 
-  static constexpr std::uint32_t kDepth = 2;  ///< submissions in flight
+  static constexpr std::uint32_t kDepth = gpu::kFrames;  ///< submissions in flight
 
   vk::raii::Semaphore timeline;  ///< counts finished submissions
   vk::raii::CommandPool pool;

@@ -6,19 +6,18 @@
 #include <memory>
 
 #include "core/backend.hpp"
+#include "gpu/layout.hpp"
 #include "vulkan/device.hpp"
-#include "vulkan/layout.hpp"
 
 namespace keyfold::vulkan {
 
 class Keys {
  public:
-  Keys(std::shared_ptr<Device> device, const Layout& layout, const core::Block& block);
+  Keys(std::shared_ptr<Device> device, const gpu::Layout& layout, const core::Block& block);
 
   /// Fills in where the chunk's keys are: on the device already, or in a window, to which they are
   /// copied first unless the last chunk had the same. One chunk may be in flight.
-  void place(const core::Problem& problem, const ChunkBox& box, const core::KeySource& source,
-             Params& params);
+  void place(const ChunkBox& box, const core::KeySource& source, Params& params);
   /// Copies them on to the device, where that is another memory.
   void record(const vk::raii::CommandBuffer& commands) const;
 
@@ -28,12 +27,10 @@ class Keys {
     ChunkBox box{0, 0, 0, 0, 0, 0};  // of what it holds
     std::int64_t bytes = 0;
   };
-  void place_on_device(const ChunkBox& box, const core::KeySource& source, Params& params);
-  bool holds(const Window& window, const ChunkBox& box) const;
 
-  const Layout& layout_;
+  const gpu::Layout& layout_;
   std::shared_ptr<Device> device_;
-  std::array<Window, kFrames> windows_;
+  std::array<Window, gpu::kFrames> windows_;
   std::size_t current_ = 0;
   bool fresh_ = false;  // the current window was filled by the last place()
 };

@@ -1,16 +1,11 @@
 // Compiling kernels for a device, and the cache of what the driver made of them.
 #include "vulkan/pipelines.hpp"
 
-#include <unistd.h>
-
-#include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <span>
 #include <string>
-#include <system_error>
 
-#include "vulkan/params.hpp"
+#include "gpu/disk_cache.hpp"
+#include "gpu/params.hpp"
 #include "vulkan/shaders.hpp"
 
 namespace keyfold::vulkan {
@@ -18,21 +13,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// KEYFOLD_CACHE_DIR, else keyfold/ in the user's cache folder; empty if there is none.
-fs::path cache_folder() {
-  const auto variable = [](const char* name) -> fs::path {
-    const char* value = std::getenv(name);
-    return value ? value : "";
-  };
-  if (fs::path own = variable("KEYFOLD_CACHE_DIR"); !own.empty()) return own;
-  if (const fs::path cache = variable("XDG_CACHE_HOME"); !cache.empty()) return cache / "keyfold";
-  if (const fs::path home = variable("HOME"); !home.empty()) return home / ".cache" / "keyfold";
-  return {};
-}
-
 /// One file per device and driver: another driver's data would only be thrown away.
 fs::path cache_file(const vk::raii::PhysicalDevice& physical) {
-  const fs::path folder = cache_folder();
+  const fs::path folder = gpu::cache_folder();
   if (folder.empty()) return {};
   constexpr char kDigits[] = "0123456789abcdef";
   std::string name = "vulkan-";
@@ -43,20 +26,15 @@ fs::path cache_file(const vk::raii::PhysicalDevice& physical) {
   return folder / (name + ".bin");
 }
 
-/// What an earlier process left. Drivers check the header of what they are given, and start anew
-/// when it is not theirs.
-std::vector<char> read(const fs::path& file) {
-  std::ifstream in(file, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
+/// With what an earlier process left. Drivers check the header of what they are given, and start
+/// anew when it is not theirs.
 vk::raii::PipelineCache open_cache(const vk::raii::Device& device, const fs::path& file) {
-  const std::vector<char> data = read(file);
+  const std::vector<std::byte> data = gpu::read_file(file);
   return {device, vk::PipelineCacheCreateInfo({}, data.size(), data.data())};
 }
 
 vk::raii::PipelineLayout make_layout(const vk::raii::Device& device) {
-  const vk::PushConstantRange address(vk::ShaderStageFlagBits::eCompute, 0, sizeof(Address));
+  const vk::PushConstantRange address(vk::ShaderStageFlagBits::eCompute, 0, sizeof(gpu::Address));
   return {device, vk::PipelineLayoutCreateInfo({}, {}, address)};
 }
 
@@ -105,25 +83,12 @@ vk::raii::Pipeline Pipelines::compile(Kernel kernel, const Constants& constants)
   return {device_, cache_, vk::ComputePipelineCreateInfo({}, stage, *layout_)};
 }
 
-/// Replaces the file in one step, so that no reader meets a half-written one. A cache that can't be
-/// written is no error.
+/// A cache that can't be written is no error.
 void Pipelines::save() const noexcept {
   if (file_.empty()) return;
   try {
     const std::vector<std::uint8_t> data = cache_.getData();
-    fs::create_directories(file_.parent_path());
-    fs::path part = file_;
-    part += "." + std::to_string(getpid());
-    std::ofstream out(part, std::ios::binary);
-    out.write(reinterpret_cast<const char*>(data.data()),
-              static_cast<std::streamsize>(data.size()));
-    out.close();
-    std::error_code ignored;
-    if (out) {
-      fs::rename(part, file_, ignored);
-    } else {
-      fs::remove(part, ignored);
-    }
+    gpu::replace_file(file_, std::as_bytes(std::span(data)));
   } catch (const std::exception&) {
     return;
   }

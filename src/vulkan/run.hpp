@@ -10,10 +10,11 @@
 #include <vector>
 
 #include "core/backend.hpp"
-#include "vulkan/finish.hpp"
+#include "gpu/finish.hpp"
+#include "gpu/layout.hpp"
 #include "vulkan/gpu.hpp"
 #include "vulkan/keys.hpp"
-#include "vulkan/layout.hpp"
+#include "vulkan/shapes.hpp"
 #include "vulkan/stream.hpp"
 
 namespace keyfold::vulkan {
@@ -32,7 +33,7 @@ class VulkanRun : public core::Run {
  private:
   /// What a device holds for the run; gone when the device is lost.
   struct OnDevice {
-    OnDevice(std::shared_ptr<Device> device, const Layout& layout, const core::Block& block);
+    OnDevice(std::shared_ptr<Device> device, const gpu::Layout& layout, const core::Block& block);
 
     std::shared_ptr<Device> device;
     BufferLease start;  // q, then ml, as the run begins
@@ -44,7 +45,7 @@ class VulkanRun : public core::Run {
       std::int64_t head_bytes = 0;
       BufferLease mask_upload, mask;
     };
-    std::array<Frame, kFrames> frames;
+    std::array<Frame, gpu::kFrames> frames;
     Stream stream;  // last: it waits before the buffers go
   };
   using Commands = vk::raii::CommandBuffer;
@@ -52,9 +53,6 @@ class VulkanRun : public core::Run {
   void prepare(const std::shared_ptr<Device>& device);
   void begin_state(const Commands& commands);
   void begin_state();
-  void write_queries(std::byte* to) const;
-  void write_empty(std::byte* to) const;
-  void write_batches(const ChunkBox& box, std::byte* to) const;
   Params describe(const ChunkBox& box) const;
   std::function<void(const Commands&)> upload_mask(const ChunkBox& box, OnDevice::Frame& frame,
                                                    Params& params) const;
@@ -67,17 +65,18 @@ class VulkanRun : public core::Run {
   void run_dispatches(const Commands& commands, const OnDevice::Frame& frame,
                       const std::vector<Dispatch>& dispatches) const;
   void write_head(OnDevice::Frame& frame, std::vector<Params>& params, const ChunkBox& box) const;
-  HostState download();
+  gpu::HostState download();
   std::int64_t states() const;
 
   Gpu& gpu_;
   const core::Problem& problem_;
   core::Block block_;
-  Layout layout_;
+  Shapes shapes_;
+  gpu::Layout layout_;
   tbb::task_arena arena_;
   std::unique_ptr<OnDevice> on_;
-  bool begun_ = false;              // whether the device has the queries and the state
-  std::optional<HostState> saved_;  // the last checkpoint
+  bool begun_ = false;                   // whether the device has the queries and the state
+  std::optional<gpu::HostState> saved_;  // the last checkpoint
 };
 
 }  // namespace keyfold::vulkan

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/problem.hpp"
+#include "gpu/layout.hpp"
 #include "vulkan/kernel_shape.hpp"
 #include "vulkan/pipelines.hpp"
 #include "vulkan/traits.hpp"
@@ -31,6 +32,7 @@ class Shapes {
   bool decode() const { return main_ == Kernel::kDecode; }
   bool matrices() const { return matrix_.size != 0; }
   std::int64_t split_len() const;
+  gpu::Tiling tiling() const { return {split_len(), tile_rows_, decode()}; }
   std::int64_t tile_rows() const { return tile_rows_; }
   std::int64_t merge_rows() const { return merge_.rows; }
   /// Of main() or of kMerge.

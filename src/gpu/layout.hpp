@@ -4,25 +4,30 @@
 #include <algorithm>
 
 #include "core/backend.hpp"
-#include "vulkan/device.hpp"
-#include "vulkan/shapes.hpp"
 
-namespace keyfold::vulkan {
+namespace keyfold::gpu {
 
 inline constexpr std::int64_t kBusyTiles = 512;     ///< workgroups that keep a large device busy
 inline constexpr std::int64_t kDecodeTiles = 4096;  ///< workgroups of one wave of short kernels
-inline constexpr std::int64_t kMaxPartials = 32 << 20;        ///< bytes of partial states, about
-inline constexpr std::int64_t kFrames = StreamParts::kDepth;  ///< submissions in flight
+inline constexpr std::int64_t kMaxPartials = 32 << 20;  ///< bytes of partial states, about
+inline constexpr std::int64_t kFrames = 2;              ///< submissions in flight
 inline constexpr std::int64_t kMinWindow = 1 << 20, kMaxWindow = 32 << 20;
 inline constexpr std::int64_t kMaxPiece = 4 << 20;
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 inline std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
+/// How the kernel that meets the keys divides its work.
+struct Tiling {
+  std::int64_t split_len = 0;
+  std::int64_t tile_rows = 0;  ///< row indices of a workgroup
+  bool decode = false;         ///< short kernels, which give partial states only
+};
+
 /// Sizes in bytes, for a block of `groups` x `rows`.
 struct Layout {
   const core::Problem& problem;
-  Shapes shapes;
+  Tiling tiling;
   bool shared_memory;  ///< the host writes the device's memory
 
   std::int64_t element() const { return size_of(problem.shape.dtype); }
@@ -30,7 +35,7 @@ struct Layout {
   std::int64_t v_pitch() const { return round_up(problem.shape.value_dim * element(), 16); }
   std::int64_t padded_head_dim() const { return k_pitch() / element(); }
   std::int64_t padded_value_dim() const { return v_pitch() / element(); }
-  std::int64_t split_len() const { return shapes.split_len(); }
+  std::int64_t split_len() const { return tiling.split_len; }
 
   std::int64_t states(std::int64_t groups, std::int64_t rows) const {
     return groups * rows * problem.group_size();
@@ -41,8 +46,8 @@ struct Layout {
   /// Partial states that wait to be merged: at least one split of one group.
   std::int64_t partial_rows(std::int64_t rows) const {
     const std::int64_t indices = rows * problem.group_size();
-    const std::int64_t tiles = shapes.decode() ? kDecodeTiles : kBusyTiles;
-    return std::max(indices, std::min(tiles * std::min(indices, shapes.tile_rows()),
+    const std::int64_t tiles = tiling.decode ? kDecodeTiles : kBusyTiles;
+    return std::max(indices, std::min(tiles * std::min(indices, tiling.tile_rows),
                                       kMaxPartials / (padded_value_dim() * 4)));
   }
   /// Keys and values of a window that every group of a chunk needs.
@@ -51,7 +56,7 @@ struct Layout {
   std::int64_t window(std::int64_t groups, std::int64_t rows) const {
     // In proportion to the work on it; where that is little, copies cost most when they are small.
     const std::int64_t likely = 2 * o(states(groups, rows));
-    const std::int64_t least = shapes.decode() ? 4 * kMinWindow : kMinWindow;
+    const std::int64_t least = tiling.decode ? 4 * kMinWindow : kMinWindow;
     return std::max(key_bytes(groups) * split_len(), std::clamp(likely, least, kMaxWindow));
   }
   /// The state: o, then ml.
@@ -92,4 +97,4 @@ struct Layout {
   }
 };
 
-}  // namespace keyfold::vulkan
+}  // namespace keyfold::gpu

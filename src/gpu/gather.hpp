@@ -6,7 +6,7 @@
 #include "core/problem.hpp"
 #include "keyfold/tensor.hpp"
 
-namespace keyfold::vulkan {
+namespace keyfold::gpu {
 
 /// A range of rows of one head of a tensor, and where it goes.
 struct RowsCopy {
@@ -21,4 +21,4 @@ struct RowsCopy {
 /// Copies; a large copy on several threads of the caller's arena.
 void copy_rows(const RowsCopy& copy);
 
-}  // namespace keyfold::vulkan
+}  // namespace keyfold::gpu

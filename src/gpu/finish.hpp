@@ -6,7 +6,7 @@
 
 #include "core/backend.hpp"
 
-namespace keyfold::vulkan {
+namespace keyfold::gpu {
 
 /// The state of a block's rows: o [groups][rows * heads][padded_value_dim], ml [groups][rows *
 /// heads] pairs (m, l).
@@ -20,4 +20,4 @@ struct HostState {
 void write_rows(const core::Problem& problem, const core::Block& block, const HostState& state,
                 const MutableTensorView& out, const std::optional<MutableTensorView>& lse);
 
-}  // namespace keyfold::vulkan
+}  // namespace keyfold::gpu

@@ -1,12 +1,12 @@
 // Division by l, sinks, the cast to the dtype.
-#include "vulkan/finish.hpp"
+#include "gpu/finish.hpp"
 
 #include <tbb/parallel_for.h>
 
 #include "core/half.hpp"
 #include "core/normalise.hpp"
 
-namespace keyfold::vulkan {
+namespace keyfold::gpu {
 
 void write_rows(const core::Problem& problem, const core::Block& block, const HostState& state,
                 const MutableTensorView& out, const std::optional<MutableTensorView>& lse) {
@@ -29,4 +29,4 @@ void write_rows(const core::Problem& problem, const core::Block& block, const Ho
   });
 }
 
-}  // namespace keyfold::vulkan
+}  // namespace keyfold::gpu

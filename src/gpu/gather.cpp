@@ -1,5 +1,5 @@
 // Strided rows to dense rows.
-#include "vulkan/gather.hpp"
+#include "gpu/gather.hpp"
 
 #include <tbb/parallel_for.h>
 
@@ -7,7 +7,7 @@
 
 #include "core/half.hpp"
 
-namespace keyfold::vulkan {
+namespace keyfold::gpu {
 namespace {
 
 constexpr std::int64_t kTaskBytes = 256 << 10;
@@ -50,4 +50,4 @@ void copy_rows(const RowsCopy& c) {
   });
 }
 
-}  // namespace keyfold::vulkan
+}  // namespace keyfold::gpu

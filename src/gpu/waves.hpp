@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace keyfold::vulkan {
+namespace keyfold::gpu {
 
 /// The work of one dispatch. All count from the submission's first group, row index and split.
 struct Wave {
@@ -35,4 +35,4 @@ Waves cut_chunk(const Work& work);
 /// For the merge of a state into another: one split.
 std::vector<Wave> cut_merge(const Work& work);
 
-}  // namespace keyfold::vulkan
+}  // namespace keyfold::gpu

@@ -1,9 +1,10 @@
-// What one chunk's kernels are told: the twin of shaders/params.glsl, which explains each field.
+// What one chunk's kernels are told: the twin of src/vulkan/shaders/params.glsl,
+// which explains each field.
 #pragma once
 
 #include <cstdint>
 
-namespace keyfold::vulkan {
+namespace keyfold::gpu {
 
 using Address = std::uint64_t;
 
@@ -29,4 +30,4 @@ struct Batch {
   std::int32_t first = 0, last = 0, limit = 0;
 };
 
-}  // namespace keyfold::vulkan
+}  // namespace keyfold::gpu

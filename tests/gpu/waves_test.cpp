@@ -1,5 +1,5 @@
 // Dispatches cover a submission's work once, within every limit.
-#include "vulkan/waves.hpp"
+#include "gpu/waves.hpp"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <set>
 #include <tuple>
 
-namespace keyfold::vulkan {
+namespace keyfold::gpu {
 namespace {
 
 /// Every group x index x split is in one wave.
@@ -87,4 +87,4 @@ TEST(Waves, FewRowsGoSideBySide) {
 }
 
 }  // namespace
-}  // namespace keyfold::vulkan
+}  // namespace keyfold::gpu

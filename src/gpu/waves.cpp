@@ -1,11 +1,11 @@
 // Loops over groups, row indices and splits.
-#include "vulkan/waves.hpp"
+#include "gpu/waves.hpp"
 
 #include <algorithm>
 
-#include "vulkan/layout.hpp"
+#include "gpu/layout.hpp"
 
-namespace keyfold::vulkan {
+namespace keyfold::gpu {
 namespace {
 
 constexpr std::int64_t kMostGroups = 65535;  // workgroups along x or y that every device takes
@@ -53,4 +53,4 @@ std::vector<Wave> cut_merge(const Work& work) {
                     .num_splits = 1});
 }
 
-}  // namespace keyfold::vulkan
+}  // namespace keyfold::gpu

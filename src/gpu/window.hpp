@@ -1,0 +1,29 @@
+// Where the keys and values of a chunk are for a kernel: in tensors on the device, or copied from
+// the host into a window, group after group, first all keys and then all values.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/backend.hpp"
+#include "gpu/layout.hpp"
+#include "gpu/params.hpp"
+
+namespace keyfold::gpu {
+
+/// Whether two chunks meet the same keys of the same groups.
+bool same_keys(const ChunkBox& a, const ChunkBox& b);
+
+/// Copies a chunk's keys and values; of a batch entry only those before its limit are read, and
+/// the room of others is left as it is. Returns the bytes that the window takes.
+std::int64_t copy_keys(const Layout& layout, const ChunkBox& box, const core::KeySource& source,
+                       std::byte* to);
+/// Fills in k, v and their strides for a window that begins at `window`.
+void point_at_window(const Layout& layout, const ChunkBox& box, Address window, Params& params);
+
+/// The same for tensors on the device, whose first elements are at `k` and `v`. Throws RunError
+/// where kernels can't read them in words of 16 bytes.
+void point_at_tensors(const ChunkBox& box, const core::KeySource& source, Address k, Address v,
+                      Params& params);
+
+}  // namespace keyfold::gpu
