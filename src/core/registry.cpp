@@ -5,6 +5,9 @@
 #include <mutex>
 
 #include "cpu/backend.hpp"
+#ifdef KEYFOLD_CUDA
+#include "cuda/backend.hpp"
+#endif
 #ifdef KEYFOLD_VULKAN
 #include "vulkan/backend.hpp"
 #endif
@@ -26,6 +29,9 @@ Registry& registry() {
 
 /// Loads drivers, which takes a while: only when a GPU may be meant.
 void register_gpus() {
+#ifdef KEYFOLD_CUDA
+  for (auto& backend : cuda::make_backends()) register_backend(std::move(backend));
+#endif
 #ifdef KEYFOLD_VULKAN
   for (auto& backend : vulkan::make_backends()) register_backend(std::move(backend));
 #endif

@@ -1,0 +1,122 @@
+// The CUDA backend's face to the core.
+#include "cuda/backend.hpp"
+
+#include <string>
+#include <utility>
+
+#include "cuda/gpu.hpp"
+#include "cuda/memory.hpp"
+#include "cuda/run.hpp"
+
+namespace keyfold::cuda {
+namespace {
+
+constexpr std::int64_t kMostKeys = std::int64_t{1}
+                                   << 28;  // of a chunk, as kernels count in 32 bits
+
+std::string watchdog_of(const Traits& traits) {
+  if (!traits.time_limit) return {};
+#ifdef _WIN32
+  return "Windows ends a GPU task after 2 s (TDR)";
+#else
+  return "the NVIDIA driver ends a kernel after some seconds, as a display is attached";
+#endif
+}
+
+class CudaBackend : public core::Backend {
+ public:
+  CudaBackend(std::string name, const Driver& driver, int ordinal)
+      : name_(std::move(name)), gpu_(driver, ordinal) {}
+
+  DeviceInfo device() const override {
+    const Traits& t = gpu_.traits();
+    const bool usable = gpu_.missing().empty();
+    return {.backend = name_,
+            .name = t.name,
+            .kernel = usable ? selected_kernel(t) : "none: " + gpu_.missing(),
+            .kernels = usable ? kernel_names(t) : std::vector<std::string>{},
+            .num_threads = 0,
+            .memory_bytes = t.memory_bytes,
+            .max_head_dim = kMaxHeadDim,
+            .dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16},
+            .type = t.integrated ? "integrated GPU" : "discrete GPU",
+            .driver = "CUDA " + version_text(gpu_.driver().version()) + ", compute capability " +
+                      std::to_string(t.capability / 10) + "." + std::to_string(t.capability % 10),
+            .watchdog = watchdog_of(t),
+            .max_shared_bytes = t.max_shared_bytes,
+            .subgroup_size = kWarp,
+            .decode_as_prefill = false};
+  }
+
+  std::string unsupported(const core::Problem& problem) const override {
+    if (!gpu_.missing().empty()) return gpu_.missing();
+    if (problem.shape.head_dim <= kMaxHeadDim && problem.shape.value_dim <= kMaxHeadDim) return {};
+    return "head_dim " + std::to_string(problem.shape.head_dim) + " and value_dim " +
+           std::to_string(problem.shape.value_dim) + " exceed " + std::to_string(kMaxHeadDim);
+  }
+
+  core::KernelInfo kernel(const core::Problem& problem) const override {
+    const Shapes shapes(problem, gpu_.traits());
+    const gpu::Tiling tiling = shapes.tiling();
+    return {.name = shapes.name(),
+            .split_len = tiling.split_len,
+            .row_align = std::max<std::int64_t>(1, tiling.tile_rows / problem.group_size()),
+            .max_in_flight = static_cast<int>(gpu::kFrames),
+            .first_dispatch_flops = 2e9,
+            .flops_per_second = shapes.flops_per_second(),
+            // After a kernel's failure CUDA refuses the device until the process is started anew:
+            // there is nothing to go back to.
+            .checkpoint_seconds = 0};
+  }
+
+  std::int64_t scratch_bytes(const core::Problem& problem, std::int64_t groups, std::int64_t rows,
+                             int) const override {
+    return layout(problem).total(groups, rows);
+  }
+
+  std::int64_t max_chunk_keys(const core::Problem& problem, const core::Block& block,
+                              bool keys_on_device) const override {
+    if (keys_on_device) return kMostKeys;
+    return layout(problem).max_keys(block.group_end - block.group_begin,
+                                    block.row_end - block.row_begin);
+  }
+
+  std::shared_ptr<core::DeviceMemory> allocate(std::int64_t bytes) override {
+    if (!gpu_.missing().empty()) {
+      throw RunError(ErrorCode::kUnsupported, "backend '" + name_ + "': " + gpu_.missing());
+    }
+    return std::make_shared<CudaMemory>(gpu_, bytes);
+  }
+
+  std::unique_ptr<core::Run> begin(const core::Problem& problem, const core::Block& block,
+                                   int num_threads) override {
+    return std::make_unique<CudaRun>(gpu_, problem, block, num_threads);
+  }
+
+ private:
+  gpu::Layout layout(const core::Problem& problem) const {
+    return {problem, Shapes(problem, gpu_.traits()).tiling(), false};
+  }
+
+  std::string name_;
+  Gpu gpu_;
+};
+
+}  // namespace
+
+std::vector<std::shared_ptr<core::Backend>> make_backends() {
+  std::vector<std::shared_ptr<core::Backend>> all;
+  const Driver* const driver = Driver::get();
+  if (driver == nullptr) return all;
+  for (int i = 0; i < driver->device_count(); ++i) {
+    try {
+      all.push_back(std::make_shared<CudaBackend>(
+          all.empty() ? "cuda" : "cuda:" + std::to_string(all.size()), *driver, i));
+    } catch (const Failure&) {  // a device that cannot tell what it is
+      continue;
+    }
+  }
+  return all;
+}
+
+}  // namespace keyfold::cuda

@@ -1,0 +1,77 @@
+// Making what a device works with.
+#include "cuda/device.hpp"
+
+#include <new>
+#include <utility>
+
+namespace keyfold::cuda {
+namespace {
+
+CUcontext primary_context(const Driver& driver, CUdevice device) {
+  CUcontext context = nullptr;
+  driver.device_primary_ctx_retain(&context, device);
+  return context;
+}
+
+}  // namespace
+
+StreamParts::StreamParts(const Driver& d, CUcontext c) : driver(d), context(c) {
+  const Scope scope(driver, context);
+  try {
+    // Beside whatever the rest of the process does on its own streams.
+    driver.stream_create(&kernels, CU_STREAM_NON_BLOCKING);
+    driver.stream_create(&copies, CU_STREAM_NON_BLOCKING);
+    for (Slot& slot : slots) {
+      driver.event_create(&slot.copied, CU_EVENT_DISABLE_TIMING);
+      driver.event_create(&slot.begin, CU_EVENT_DEFAULT);
+      driver.event_create(&slot.end, CU_EVENT_DEFAULT);
+    }
+  } catch (...) {
+    destroy();
+    throw;
+  }
+}
+
+StreamParts::~StreamParts() {
+  if (driver.ctx_push_current.quietly(context) != CUDA_SUCCESS) return;
+  destroy();
+  CUcontext ignored = nullptr;
+  driver.ctx_pop_current.quietly(&ignored);
+}
+
+void StreamParts::destroy() noexcept {
+  for (const Slot& slot : slots)
+    for (CUevent event : {slot.copied, slot.begin, slot.end})
+      if (event != nullptr) driver.event_destroy.quietly(event);
+  for (CUstream stream : {kernels, copies})
+    if (stream != nullptr) driver.stream_destroy.quietly(stream);
+}
+
+Device::Device(const Driver& driver, CUdevice device, const Traits& traits, const Nvrtc& nvrtc)
+    : driver_(driver),
+      context_(primary_context(driver, device)),
+      buffers_(driver, context_),
+      modules_(driver, context_, nvrtc, traits.capability) {}
+
+std::unique_ptr<StreamParts> Device::take_stream() {
+  {
+    const std::lock_guard lock(streams_mutex_);
+    if (!idle_streams_.empty()) {
+      std::unique_ptr<StreamParts> found = std::move(idle_streams_.back());
+      idle_streams_.pop_back();
+      return found;
+    }
+  }
+  return std::make_unique<StreamParts>(driver_, context_);
+}
+
+void Device::put_back(std::unique_ptr<StreamParts> parts) noexcept {
+  const std::lock_guard lock(streams_mutex_);
+  try {
+    idle_streams_.push_back(std::move(parts));
+  } catch (const std::bad_alloc&) {
+    return;  // then it is freed
+  }
+}
+
+}  // namespace keyfold::cuda

@@ -1,0 +1,35 @@
+// The kernels' source, and compiling it.
+#include "cuda/kernel.hpp"
+
+#include <cstring>
+#include <stdexcept>
+
+#include "attend.cu.hpp"
+#include "common.cuh.hpp"
+#include "decode.cu.hpp"
+#include "merge.cu.hpp"
+#include "params.cuh.hpp"
+
+namespace keyfold::cuda {
+
+SourceFile kernel_source(const std::string& file) {
+  for (const SourceFile& source : {SourceFile{"attend.cu", kernels::attend_cu},
+                                   {"decode.cu", kernels::decode_cu},
+                                   {"merge.cu", kernels::merge_cu}}) {
+    if (file == source.name) return source;
+  }
+  throw std::out_of_range("no kernel " + file);
+}
+
+const std::vector<SourceFile>& kernel_headers() {
+  static const auto& all = *new std::vector<SourceFile>{{"common.cuh", kernels::common_cuh},
+                                                        {"params.cuh", kernels::params_cuh}};
+  return all;
+}
+
+std::vector<std::byte> compile(const Nvrtc& nvrtc, const KernelSpec& spec,
+                               const std::string& target) {
+  return nvrtc.compile(kernel_source(spec.file), kernel_headers(), target, spec.options);
+}
+
+}  // namespace keyfold::cuda

@@ -1,0 +1,40 @@
+// A kernel as it is compiled and launched.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cuda/nvrtc.hpp"
+
+namespace keyfold::cuda {
+
+/// The boxes that a kernel copies by tensor maps: rows x columns (elements) of q, k and v. Columns
+/// times the element's size are the width of the swizzle, 32, 64 or 128 bytes, or 16 without one.
+struct TensorTiles {
+  std::uint32_t q_rows = 0, k_rows = 0, v_rows = 0;
+  std::uint32_t columns = 0;
+};
+
+/// All that compiling a kernel needs but the architecture, and launching it but the grid.
+struct KernelSpec {
+  std::string file;                  ///< of src/cuda/kernels
+  std::string entry;                 ///< the kernel's name in it
+  std::vector<std::string> options;  ///< for NVRTC: -D..., --fmad=false, ...
+  std::uint32_t threads = 0;
+  std::uint32_t shared_bytes = 0;  ///< that its launch asks for
+  /// Maps of q, k and v follow Params as arguments: see tensor_map.hpp.
+  std::optional<TensorTiles> tiles = {};
+};
+
+/// What of kernels/ the build has put into the library. Throws std::out_of_range.
+SourceFile kernel_source(const std::string& file);
+/// All files that a kernel may include.
+const std::vector<SourceFile>& kernel_headers();
+
+/// The kernel's code, as made now. `target` is Nvrtc::target()'s.
+std::vector<std::byte> compile(const Nvrtc& nvrtc, const KernelSpec& spec,
+                               const std::string& target);
+
+}  // namespace keyfold::cuda

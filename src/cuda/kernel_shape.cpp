@@ -1,0 +1,92 @@
+#include "cuda/kernel_shape.hpp"
+
+#include <algorithm>
+#include <bit>
+
+namespace keyfold::cuda {
+namespace {
+
+constexpr std::uint32_t kVec4Bytes = 16;
+constexpr std::uint32_t kDecodeRegisters = 64;  // floats of q, or of the output, in a thread
+
+std::uint32_t ceil_div(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
+
+struct Dims {
+  explicit Dims(const ShapeQuery& query)
+      : elements(query.dtype == DType::kFloat32 ? 4 : 8),
+        head_words(padded_dim(query.dtype, query.head_dim) / elements),
+        value_words(padded_dim(query.dtype, query.value_dim) / elements),
+        value_vecs(value_words * elements / 4) {}
+  std::uint32_t elements;  ///< in a 16-byte word
+  std::uint32_t head_words, value_words, value_vecs;
+};
+
+/// As attend.cu lays it out.
+std::uint32_t shared_bytes(const AttendShape& s, std::uint32_t elements) {
+  const std::uint32_t slices = 2 * s.slice_words * elements * (s.rows() + s.keys()) / 4;
+  const std::uint32_t weights = s.keys() * s.rows() / 4;
+  const std::uint32_t values = 2 * s.slice_keys * s.groups * s.tx;
+  return (std::max(slices, weights) + values) * kVec4Bytes + s.rows() * 8 + 4;
+}
+
+/// Lanes that share a row of `words` words.
+std::uint32_t lanes_for(std::uint32_t words) { return std::min(std::bit_ceil(words), kWarp); }
+
+}  // namespace
+
+std::uint32_t padded_dim(DType dtype, std::int64_t dim) {
+  const auto elements = static_cast<std::uint32_t>(16 / size_of(dtype));
+  return ceil_div(static_cast<std::uint32_t>(dim), elements) * elements;
+}
+
+AttendShape attend_shape(const ShapeQuery& query) {
+  const Dims dims(query);
+  // Accumulators of scores and of outputs have to stay in registers together.
+  AttendShape s;
+  if (dims.value_vecs <= 32) {
+    s = {.ty = 8, .tx = 16, .tr = 8, .tc = 8, .slice_words = 16 / dims.elements};
+  } else if (dims.value_vecs <= 64) {
+    s = {.ty = 16, .tx = 16, .tr = 4, .tc = 8};
+  } else {
+    s = {.ty = 16, .tx = 32, .tr = 4, .tc = 4};
+  }
+  s.groups = ceil_div(dims.value_vecs, s.tx);
+  if (s.slice_words == 0) s.slice_words = 2;
+  s.slice_keys = 8;
+  s.shared_bytes = shared_bytes(s, dims.elements);
+  while (s.shared_bytes > kMaxSharedBytes && s.slice_keys > 4) {
+    s.slice_keys /= 2;
+    s.shared_bytes = shared_bytes(s, dims.elements);
+  }
+  return s;
+}
+
+DecodeShape decode_shape(const ShapeQuery& query) {
+  const Dims dims(query);
+  DecodeShape s;
+  s.warps = 4;
+  s.head_lanes = lanes_for(dims.head_words);
+  s.value_lanes = lanes_for(dims.value_words);
+  const std::uint32_t per_row = dims.elements * std::max(ceil_div(dims.head_words, s.head_lanes),
+                                                         ceil_div(dims.value_words, s.value_lanes));
+  s.row_limit = 8;
+  while (s.row_limit > 1 && s.row_limit * per_row > kDecodeRegisters) s.row_limit /= 2;
+  return s;
+}
+
+std::uint32_t DecodeShape::rows(std::int64_t num_indices) const {
+  const auto wanted = static_cast<std::uint32_t>(std::min<std::int64_t>(num_indices, row_limit));
+  return std::bit_ceil(std::max(wanted, 1u));
+}
+
+MergeShape merge_shape(const ShapeQuery& query, bool many) {
+  constexpr std::uint32_t kThreads = 128;
+  const std::uint32_t dim = padded_dim(query.dtype, query.value_dim);
+  MergeShape s;
+  s.lanes = std::clamp(std::bit_ceil(dim), kWarp, kThreads);
+  s.rows = kThreads / s.lanes;
+  s.ahead = many ? 32 : 4;
+  return s;
+}
+
+}  // namespace keyfold::cuda

@@ -1,0 +1,68 @@
+// How the kernels on CUDA cores are shaped: what kernels/*.cu are compiled for.
+#pragma once
+
+#include <cstdint>
+
+#include "keyfold/tensor.hpp"
+
+namespace keyfold::cuda {
+
+/// Elements of a row as it is stored: `dim` padded to whole 16-byte words.
+std::uint32_t padded_dim(DType dtype, std::int64_t dim);
+
+/// What a shape depends on. Nothing of the device enters: shapes decide the order of sums, and so
+/// the bits of results.
+struct ShapeQuery {
+  DType dtype = DType::kFloat32;
+  std::int64_t head_dim = 0;
+  std::int64_t value_dim = 0;
+};
+
+inline constexpr std::int64_t kMaxHeadDim = 576;  ///< and of value_dim
+inline constexpr std::uint32_t kWarp = 32;
+/// Shared memory of a block that every supported device has.
+inline constexpr std::uint32_t kMaxSharedBytes = 64 << 10;
+
+/// Keys of a split of each kernel: constants, as bits depend on them.
+inline constexpr std::uint32_t kPrefillSplitLen = 1024;
+inline constexpr std::uint32_t kDecodeSplitLen = 512;
+
+/// kernels/attend.cu. A block is `ty` x `tx` threads of `tr` rows x `tc` keys.
+struct AttendShape {
+  std::uint32_t ty = 0, tx = 0, tr = 0, tc = 0;
+  std::uint32_t groups = 0;       ///< of four columns of the output in a thread
+  std::uint32_t slice_words = 0;  ///< 16-byte words of a row of q and k in shared memory
+  std::uint32_t slice_keys = 0;   ///< rows of v in shared memory
+  std::uint32_t shared_bytes = 0;
+
+  std::uint32_t threads() const { return ty * tx; }
+  std::uint32_t rows() const { return ty * tr; }  ///< of a block
+  std::uint32_t keys() const { return tx * tc; }  ///< of a tile
+};
+
+/// kernels/decode.cu. `row_limit` is the most rows of a block; fewer give the same bits.
+struct DecodeShape {
+  std::uint32_t warps = 0;
+  std::uint32_t row_limit = 0;  ///< a power of two
+  std::uint32_t head_lanes = 0, value_lanes = 0;
+
+  std::uint32_t threads() const { return warps * kWarp; }
+  /// Rows of a block for a call with `num_indices` rows of a group: a power of two.
+  std::uint32_t rows(std::int64_t num_indices) const;
+};
+
+/// kernels/merge.cu.
+struct MergeShape {
+  std::uint32_t rows = 0;   ///< of a block
+  std::uint32_t lanes = 0;  ///< threads of a row
+  std::uint32_t ahead = 0;  ///< partial states that are loaded together
+
+  std::uint32_t threads() const { return rows * lanes; }
+};
+
+AttendShape attend_shape(const ShapeQuery& query);
+DecodeShape decode_shape(const ShapeQuery& query);
+/// `many`: splits of a few rows, rather than few splits of many.
+MergeShape merge_shape(const ShapeQuery& query, bool many);
+
+}  // namespace keyfold::cuda

@@ -1,0 +1,59 @@
+// The kernels of a problem on a device. Plug a further kernel in here.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/problem.hpp"
+#include "cuda/kernel.hpp"
+#include "cuda/kernel_shape.hpp"
+#include "cuda/traits.hpp"
+#include "gpu/layout.hpp"
+#include "gpu/waves.hpp"
+
+namespace keyfold::cuda {
+
+/// The kernels of 16-bit prefill that a device can run, the fastest first.
+std::vector<std::string> kernel_names(const Traits& traits);
+/// KEYFOLD_CUDA_KERNEL, else the first of them. Throws InvalidArgument for another.
+std::string selected_kernel(const Traits& traits);
+
+/// Blocks of a launch.
+struct Grid {
+  std::uint32_t x = 1, y = 1, z = 1;
+};
+
+class Shapes {
+ public:
+  /// Throws as selected_kernel().
+  Shapes(const core::Problem& problem, const Traits& traits);
+
+  const std::string& name() const { return name_; }
+  gpu::Tiling tiling() const { return tiling_; }
+  double flops_per_second() const { return flops_per_second_; }
+
+  /// The kernel that meets the keys. `partial`: it gives a partial state for each split, rather
+  /// than folding into the states itself; decode always does.
+  KernelSpec main(bool partial) const;
+  /// Its blocks for a wave.
+  Grid main_grid(const gpu::Wave& wave, bool partial) const;
+
+  KernelSpec merge() const;
+  std::int64_t merge_rows() const { return merge_.rows; }
+  Grid merge_grid(const gpu::Wave& wave) const;
+
+ private:
+  static constexpr std::int64_t kFewRows = 8;  // that decode takes; q_len alone decides
+
+  KernelSpec spec(const std::string& file, std::uint32_t threads, std::uint32_t shared_bytes) const;
+
+  const core::Problem& problem_;
+  std::string name_ = "scalar";
+  gpu::Tiling tiling_;
+  double flops_per_second_ = 1e13;
+  AttendShape attend_;
+  DecodeShape decode_;
+  MergeShape merge_;
+};
+
+}  // namespace keyfold::cuda
