@@ -28,8 +28,8 @@ const std::vector<SourceFile>& kernel_headers() {
 }
 
 std::vector<std::byte> compile(const Nvrtc& nvrtc, const KernelSpec& spec,
-                               const std::string& target) {
-  return nvrtc.compile(kernel_source(spec.file), kernel_headers(), target, spec.options);
+                               const std::string& target, std::string* log) {
+  return nvrtc.compile(kernel_source(spec.file), kernel_headers(), target, spec.options, log);
 }
 
 }  // namespace keyfold::cuda

@@ -35,6 +35,6 @@ const std::vector<SourceFile>& kernel_headers();
 
 /// The kernel's code, as made now. `target` is Nvrtc::target()'s.
 std::vector<std::byte> compile(const Nvrtc& nvrtc, const KernelSpec& spec,
-                               const std::string& target);
+                               const std::string& target, std::string* log = nullptr);
 
 }  // namespace keyfold::cuda

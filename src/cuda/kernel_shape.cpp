@@ -26,7 +26,7 @@ std::uint32_t shared_bytes(const AttendShape& s, std::uint32_t elements) {
   const std::uint32_t slices = 2 * s.slice_words * elements * (s.rows() + s.keys()) / 4;
   const std::uint32_t weights = s.keys() * s.rows() / 4;
   const std::uint32_t values = 2 * s.slice_keys * s.groups * s.tx;
-  return (std::max(slices, weights) + values) * kVec4Bytes + s.rows() * 8 + 4;
+  return (std::max(slices, weights) + values) * kVec4Bytes + s.rows() * 16 + 4;
 }
 
 /// Lanes that share a row of `words` words.
@@ -48,7 +48,7 @@ AttendShape attend_shape(const ShapeQuery& query) {
   } else if (dims.value_vecs <= 64) {
     s = {.ty = 16, .tx = 16, .tr = 4, .tc = 8};
   } else {
-    s = {.ty = 16, .tx = 32, .tr = 4, .tc = 4};
+    s = {.ty = 8, .tx = 32, .tr = 4, .tc = 4};
   }
   s.groups = ceil_div(dims.value_vecs, s.tx);
   if (s.slice_words == 0) s.slice_words = 2;

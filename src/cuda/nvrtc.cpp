@@ -99,7 +99,8 @@ std::string Nvrtc::target(int capability) const {
 std::vector<std::byte> Nvrtc::compile(const SourceFile& source,
                                       const std::vector<SourceFile>& headers,
                                       const std::string& target,
-                                      const std::vector<std::string>& options) const {
+                                      const std::vector<std::string>& options,
+                                      std::string* log) const {
   std::vector<const char*> texts, names, all;
   for (const SourceFile& header : headers) {
     texts.push_back(header.text);
@@ -108,11 +109,11 @@ std::vector<std::byte> Nvrtc::compile(const SourceFile& source,
   const std::string architecture = "--gpu-architecture=" + target;
   all.push_back(architecture.c_str());
   for (const std::string& option : options) all.push_back(option.c_str());
-  const auto check = [&](Result result, const std::string& log = {}) {
+  const auto check = [&](Result result, const std::string& text = {}) {
     if (result == 0) return;
     throw RunError(ErrorCode::kDeviceFailure,
                    "NVRTC could not compile " + std::string(source.name) + " for " + target + ": " +
-                       error_string_(result) + (log.empty() ? "" : "\n" + log));
+                       error_string_(result) + (text.empty() ? "" : "\n" + text));
   };
 
   struct Owner {  // of a program
@@ -125,12 +126,14 @@ std::vector<std::byte> Nvrtc::compile(const SourceFile& source,
   check(create_(&owner.program, source.text, source.name, static_cast<int>(headers.size()),
                 texts.data(), names.data()));
   const Result result = compile_(owner.program, static_cast<int>(all.size()), all.data());
-  if (result != 0) {
-    std::size_t size = 0;
-    check(log_size_(owner.program, &size));
-    std::string log(size, '\0');
-    check(log_(owner.program, log.data()));
-    check(result, log.c_str());
+  if (result != 0 || log != nullptr) {
+    std::size_t length = 0;
+    check(log_size_(owner.program, &length));
+    std::string text(length, '\0');
+    check(log_(owner.program, text.data()));
+    text.resize(text.find_last_not_of('\0') + 1);
+    check(result, text);
+    *log = std::move(text);
   }
   const bool ptx = target.starts_with("compute_");
   std::size_t size = 0;

@@ -31,10 +31,11 @@ class Nvrtc {
   /// than NVRTC.
   std::string target(int capability) const;
 
-  /// Code for a target. Throws RunError(kDeviceFailure) with the compiler's log.
+  /// Code for a target, and the compiler's log where it is wanted. Throws RunError(kDeviceFailure)
+  /// with that log.
   std::vector<std::byte> compile(const SourceFile& source, const std::vector<SourceFile>& headers,
-                                 const std::string& target,
-                                 const std::vector<std::string>& options) const;
+                                 const std::string& target, const std::vector<std::string>& options,
+                                 std::string* log = nullptr) const;
 
  private:
   using Program = _nvrtcProgram*;

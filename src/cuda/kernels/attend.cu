@@ -1,6 +1,6 @@
-// Prefill on CUDA cores: a tile of rows of one group against splits of keys. A split is reduced from
-// the empty state, tile of keys after tile of keys, counted from the split's begin; so a row's bits
-// depend on neither its place in the tile nor the rows beside it.
+// Prefill on CUDA cores: a tile of rows of one group against splits of keys. A split is reduced
+// from the empty state, tile of keys after tile of keys, counted from the split's begin; so a row's
+// bits depend on neither its place in the tile nor the rows beside it.
 #include "common.cuh"
 
 // A block is kTy x kTx threads, x innermost. A thread holds the scores of kTr rows x kTc keys and
@@ -35,7 +35,8 @@ constexpr u32 kValueSliceVecs = kSliceKeys * kColumns;
 constexpr u32 kStageVecs = larger(2 * kSliceVecs, kWeightVecs);
 constexpr u32 kValuesAt = kStageVecs * 16;
 constexpr u32 kStatesAt = kValuesAt + 2 * kValueSliceVecs * 16;
-constexpr u32 kRedoAt = kStatesAt + kRows * 8;
+constexpr u32 kRangesAt = kStatesAt + kRows * 8;
+constexpr u32 kRedoAt = kRangesAt + kRows * 8;
 static_assert(kRedoAt + 4 == KEYFOLD_SHARED, "as in kernel_shape.cpp");
 
 // A thread loads blocks of one 16-byte word of four rows or keys, and single words of v.
@@ -60,7 +61,8 @@ struct Thread {
   float4* s_stage;
   float4* s_v;
   float2* s_ml;
-  u32* s_redo;  // 1 + the last split whose output has to be weighed again
+  Range* s_ranges;  // keys that each row sees
+  u32* s_redo;      // 1 + the last split whose output has to be weighed again
   u32 id, x, y;
   u32 group, first;  // absolute group; index of the tile's first row
   float o[kTr][4 * kGroups];
@@ -71,7 +73,7 @@ struct Thread {
   KEYFOLD_INLINE void load_slice(u64 k, i32 key, i32 limit, u32 word) {
 #pragma unroll
     for (u32 round = 0; round < kRounds; ++round) {
-      const u32 b = round * kThreads + id;
+      const u32 b = round * kThreads + opaque(id);
       const u32 w = word + b % kSliceWords, column = b / kSliceWords;
 #pragma unroll
       for (u32 i = 0; i < 4; ++i) {
@@ -83,7 +85,7 @@ struct Thread {
           slice[round][i] =
               load_words(params.q + (state_index(params, group, index) * kHeadWords + w) * 16);
         } else {
-          const i32 at = key + i32(4 * (column - kRowVecs) + i);
+          const i32 at = i32(opaque(u32(key))) + i32(4 * (column - kRowVecs) + i);
           if (at >= limit) continue;
           slice[round][i] = load_words(k + i64(at) * params.k_key + 16 * w);
         }
@@ -95,7 +97,7 @@ struct Thread {
   KEYFOLD_INLINE void store_slice(u32 which) {
 #pragma unroll
     for (u32 round = 0; round < kRounds; ++round) {
-      const u32 b = round * kThreads + id;
+      const u32 b = round * kThreads + opaque(id);
       if (b >= kBlocks) continue;
       const u32 w = b % kSliceWords, column = b / kSliceWords;
       const bool row = column < kRowVecs;
@@ -118,7 +120,7 @@ struct Thread {
   KEYFOLD_INLINE void load_values(u64 v, i32 key, i32 limit) {
 #pragma unroll
     for (u32 round = 0; round < kValueRounds; ++round) {
-      const u32 b = round * kThreads + id;
+      const u32 b = round * kThreads + opaque(id);
       const i32 at = key + i32(b / kValueWords);
       values[round] = {0, 0, 0, 0};
       if (b >= kSliceKeys * kValueWords || at >= limit) continue;
@@ -129,7 +131,7 @@ struct Thread {
   KEYFOLD_INLINE void store_values(u32 which) {
 #pragma unroll
     for (u32 round = 0; round < kValueRounds; ++round) {
-      const u32 b = round * kThreads + id;
+      const u32 b = round * kThreads + opaque(id);
       if (b >= kSliceKeys * kValueWords) continue;
 #pragma unroll
       for (u32 part = 0; part < kVecs; ++part) {
@@ -157,7 +159,8 @@ struct Thread {
 #pragma unroll 1
       for (u32 w = 0; w < words; ++w) {
         const u32 row_at = which * kSliceVecs + w * kElements * kRowVecs;
-        const u32 key_at = which * kSliceVecs + kSliceElements * kRowVecs + w * kElements * kKeyVecs;
+        const u32 key_at =
+            which * kSliceVecs + kSliceElements * kRowVecs + w * kElements * kKeyVecs;
         u32 row_column[kTrVecs], key_column[kTcVecs];
 #pragma unroll
         for (u32 j = 0; j < kTrVecs; ++j) {
@@ -171,9 +174,11 @@ struct Thread {
         for (u32 e = 0; e < kElements; ++e) {
           float a[kTr], b[kTc];
 #pragma unroll
-          for (u32 j = 0; j < kTrVecs; ++j) unpack(a + 4 * j, s_stage[row_column[j] + e * kRowVecs]);
+          for (u32 j = 0; j < kTrVecs; ++j)
+            unpack(a + 4 * j, s_stage[row_column[j] + e * kRowVecs]);
 #pragma unroll
-          for (u32 j = 0; j < kTcVecs; ++j) unpack(b + 4 * j, s_stage[key_column[j] + e * kKeyVecs]);
+          for (u32 j = 0; j < kTcVecs; ++j)
+            unpack(b + 4 * j, s_stage[key_column[j] + e * kKeyVecs]);
 #pragma unroll
           for (u32 r = 0; r < kTr; ++r) {
 #pragma unroll
@@ -190,20 +195,20 @@ struct Thread {
   KEYFOLD_INLINE u32 key_of(u32 c) const { return c / 4 * 4 * kTx + 4 * x + c % 4; }
 
   // Products to weights in shared memory; m, l and o follow.
-  KEYFOLD_INLINE void soften(u32 batch_index, const Batch& batch, i32 key, i32 split_end,
-                             bool whole) {
+  KEYFOLD_INLINE void soften(u32 batch_index, i32 key, i32 split_end, bool whole) {
     float most[kTr];
 #pragma unroll
     for (u32 r = 0; r < kTr; ++r) {
-      const u32 index = first + y * kTr + r;
       Range range{0, 0x7fffffff};
       if (!whole) {
-        range = visible(batch, index / params.heads);
-        range.end = index < params.index_end ? smaller(range.end, split_end) : 0;
+        range = s_ranges[y * kTr + r];
+        range.end = smaller(range.end, split_end);
       }
       most[r] = hidden();
       u64 mask = 0;
-      if constexpr (kMaskType != 0) mask = mask_address(params, batch_index, group, index);
+      if constexpr (kMaskType != 0) {
+        mask = mask_address(params, batch_index, group, opaque(first) + y * kTr + r);
+      }
 #pragma unroll
       for (u32 c = 0; c < kTc; ++c) {
         const i32 at = key + i32(key_of(c));
@@ -311,10 +316,12 @@ struct Thread {
         }
         if (!exact) {
 #pragma unroll
-          for (u32 i = 0; i < 4; ++i) weigh_key(columns, i, values_at + (four + i) * kColumns, false);
+          for (u32 i = 0; i < 4; ++i)
+            weigh_key(columns, i, values_at + (four + i) * kColumns, false);
         } else {
 #pragma unroll 1
-          for (u32 i = 0; i < 4; ++i) weigh_key(columns, i, values_at + (four + i) * kColumns, true);
+          for (u32 i = 0; i < 4; ++i)
+            weigh_key(columns, i, values_at + (four + i) * kColumns, true);
         }
       }
       which = 1 - which;
@@ -343,8 +350,8 @@ struct Thread {
   KEYFOLD_INLINE void finish(u32 split) {
 #pragma unroll
     for (u32 r = 0; r < kTr; ++r) {
-      const u32 index = first + y * kTr + r;
-      const float2 part = s_ml[y * kTr + r];
+      const u32 row = opaque(y) * kTr + r, index = first + row;
+      const float2 part = s_ml[row];
       const bool seen = part.y != 0.0f;
       const bool inside = index < params.index_end;
       if constexpr (kPartial) {
@@ -354,7 +361,7 @@ struct Thread {
         if (!seen) continue;
 #pragma unroll
         for (u32 g = 0; g < kGroups; ++g) {
-          const u32 column = g * kTx + x;
+          const u32 column = g * kTx + opaque(x);
           if (column >= kValueVecs) continue;
           write(params.partial_o + (at * kValueVecs + column) * 16, positive_zeros(o[r] + 4 * g));
         }
@@ -383,13 +390,15 @@ struct Thread {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Params params) {
+extern "C" __global__ void __launch_bounds__(kThreads)
+    attend(const __grid_constant__ Params params) {
   extern __shared__ float4 s_memory[];
   auto* const bytes = reinterpret_cast<unsigned char*>(s_memory);
   Thread t{params,
            s_memory,
            reinterpret_cast<float4*>(bytes + kValuesAt),
            reinterpret_cast<float2*>(bytes + kStatesAt),
+           reinterpret_cast<Range*>(bytes + kRangesAt),
            reinterpret_cast<u32*>(bytes + kRedoAt),
            threadIdx.x,
            threadIdx.x % kTx,
@@ -408,6 +417,10 @@ extern "C" __global__ void __launch_bounds__(kThreads) attend(const __grid_const
   const Range early = visible(batch, t.first / params.heads);
   const Range late = visible(batch, index_last / params.heads);
 
+  for (u32 r = t.id; r < kRows; r += kThreads) {
+    const bool inside = t.first + r < params.index_end;
+    t.s_ranges[r] = inside ? visible(batch, (t.first + r) / params.heads) : Range{0, 0};
+  }
   if (t.id == 0) *t.s_redo = 0;
   const u32 split_first = params.split + (kPartial ? blockIdx.y : 0);
   const u32 split_last = kPartial ? split_first + 1 : params.split + params.num_splits;
@@ -439,7 +452,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) attend(const __grid_const
         const bool whole = key >= late.begin && key + i32(kKeys) <= smaller(early.end, split_end) &&
                            t.first + kRows <= params.index_end;
         t.load_values(v, key + i32(first_key), batch.limit);  // on their way during the softmax
-        t.soften(batch_index, batch, key, split_end, whole);
+        t.soften(batch_index, key, split_end, whole);
         if (key + i32(kKeys) < end) t.load_slice(k, key + i32(kKeys), batch.limit, 0);
         t.weigh(v, key, first_key, last_key, batch.limit, exact);
       }

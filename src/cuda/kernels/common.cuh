@@ -21,6 +21,12 @@ template <class T>
 KEYFOLD_INLINE constexpr T larger(T a, T b) {
   return a > b ? a : b;
 }
+// x, of which the compiler is told nothing: what is made of it is made where it stands, rather than
+// kept in registers from far before.
+KEYFOLD_INLINE u32 opaque(u32 x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 KEYFOLD_INLINE i32 clamped(i32 x, i32 least, i32 most) { return smaller(larger(x, least), most); }
 
 // Device memory that no kernel of the launch writes.
@@ -86,7 +92,9 @@ KEYFOLD_INLINE float4 positive_zeros(const float* x) {
 
 KEYFOLD_INLINE float float16_value(u32 bits) {  // of the low half
   float x;
-  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low; }" : "=f"(x) : "r"(bits));
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low; }"
+      : "=f"(x)
+      : "r"(bits));
   return x;
 }
 
@@ -136,7 +144,11 @@ KEYFOLD_INLINE float tanh_precise(float x) {
   p = fmaf(p, z, -3.33333284e-1f);
   const float small = fmaf(p, x * z, x);
   const float e = exp_nonpositive(-2.0f * a);
-  const float quotient = __fdiv_rn(1.0f - e, 1.0f + e);
+  const float above = 1.0f - e, below = 1.0f + e;
+  float inverse;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(inverse) : "f"(below));
+  float quotient = above * inverse;
+  quotient = fmaf(fmaf(-quotient, below, above), inverse, quotient);
   const float large = x < 0.0f ? -quotient : quotient;
   return a < 0.625f ? small : large;  // NaN takes `large`, which is NaN
 }

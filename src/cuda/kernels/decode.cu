@@ -4,9 +4,9 @@
 #include "common.cuh"
 
 constexpr u32 kWarps = KEYFOLD_WARPS;
-constexpr u32 kRows = KEYFOLD_ROWS;              // 1, 2, 4 or 8
-constexpr u32 kHeadLanes = KEYFOLD_HEAD_LANES;   // that share a key; powers of two, at most 32
-constexpr u32 kValueLanes = KEYFOLD_VALUE_LANES; //
+constexpr u32 kRows = KEYFOLD_ROWS;               // 1, 2, 4 or 8
+constexpr u32 kHeadLanes = KEYFOLD_HEAD_LANES;    // that share a key; powers of two, at most 32
+constexpr u32 kValueLanes = KEYFOLD_VALUE_LANES;  //
 
 static_assert(kThreads == kWarps * 32, "");
 constexpr u32 kHeadPer = (kHeadWords + kHeadLanes - 1) / kHeadLanes;  // words of a key in a lane
@@ -16,7 +16,7 @@ constexpr u32 kValueBatch = kValuePer == 1 ? 4 : kValuePer == 2 ? 2 : 1;
 constexpr u32 kItems = kBatch * kRows;  // scores that kHeadLanes lanes work on together
 constexpr u32 kHeadStep = kThreads / kHeadLanes * kBatch;  // keys that the block takes at a time
 constexpr u32 kValueStep = kThreads / kValueLanes * kValueBatch;
-constexpr u32 kValueParts = kValuePer * kVecs;  // groups of four columns in a lane
+constexpr u32 kValueParts = kValuePer * kVecs;          // groups of four columns in a lane
 constexpr u32 kLeft = larger(kItems / kHeadLanes, 1u);  // items in a lane when they are summed up
 
 struct Shared {
@@ -49,7 +49,8 @@ struct Thread {
         const u32 w = j * kHeadLanes + head_lane;
         uint4 word{0, 0, 0, 0};
         if (w < kHeadWords && first + r < params.index_end) {
-          word = load_words(params.q + (state_index(params, group, first + r) * kHeadWords + w) * 16);
+          word =
+              load_words(params.q + (state_index(params, group, first + r) * kHeadWords + w) * 16);
         }
 #pragma unroll
         for (u32 part = 0; part < kVecs; ++part) {
@@ -100,7 +101,8 @@ struct Thread {
 #pragma unroll
       for (u32 j = 0; j < kHeadPer; ++j) {
         k_words[i][j] = {0, 0, 0, 0};
-        if (kHeadPer * kHeadLanes > kHeadWords && j * kHeadLanes + head_lane >= kHeadWords) continue;
+        if (kHeadPer * kHeadLanes > kHeadWords && j * kHeadLanes + head_lane >= kHeadWords)
+          continue;
         k_words[i][j] = load_words(from + 16 * kHeadLanes * j);
       }
     }
@@ -314,7 +316,8 @@ struct Thread {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(kThreads) decode(const __grid_constant__ Params params) {
+extern "C" __global__ void __launch_bounds__(kThreads)
+    decode(const __grid_constant__ Params params) {
   __shared__ alignas(16) unsigned char memory[sizeof(Shared)];
   static_assert(sizeof(Shared) <= 48 * 1024, "static shared memory");
   const u32 id = threadIdx.x;

@@ -1,5 +1,5 @@
-// What one chunk's kernels are told. src/gpu/params.hpp is the C++ twin: the same fields in the same
-// order. Strides count bytes. No kernel includes a header of CUDA: NVRTC alone has to suffice.
+// What one chunk's kernels are told. src/gpu/params.hpp is the C++ twin: the same fields in the
+// same order. Strides count bytes. No kernel includes a header of CUDA: NVRTC alone has to suffice.
 #pragma once
 
 typedef int i32;
@@ -56,9 +56,9 @@ struct Batch {
 
 // What every kernel is compiled for.
 constexpr u32 kThreads = KEYFOLD_THREADS;
-constexpr u32 kDType = KEYFOLD_DTYPE;          // of q, k, v: 0 float32, 1 float16, 2 bfloat16
-constexpr u32 kHeadDim = KEYFOLD_HEAD_DIM;     // padded to whole 16-byte words
-constexpr u32 kValueDim = KEYFOLD_VALUE_DIM;   // padded to whole 16-byte words
-constexpr u32 kMaskType = KEYFOLD_MASK_TYPE;   // 0 none, 1 bool, 2 float32, 3 float16, 4 bfloat16
+constexpr u32 kDType = KEYFOLD_DTYPE;         // of q, k, v: 0 float32, 1 float16, 2 bfloat16
+constexpr u32 kHeadDim = KEYFOLD_HEAD_DIM;    // padded to whole 16-byte words
+constexpr u32 kValueDim = KEYFOLD_VALUE_DIM;  // padded to whole 16-byte words
+constexpr u32 kMaskType = KEYFOLD_MASK_TYPE;  // 0 none, 1 bool, 2 float32, 3 float16, 4 bfloat16
 constexpr bool kSoftcap = KEYFOLD_SOFTCAP;
 constexpr u32 kSplitLen = KEYFOLD_SPLIT_LEN;

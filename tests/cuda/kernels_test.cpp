@@ -1,0 +1,131 @@
+// Every kernel compiles for every architecture, with its variables in registers. Break a kernel's
+// shape (tr = 16) and see it fail.
+#include <gtest/gtest.h>
+
+#include <regex>
+#include <set>
+#include <sstream>
+
+#include "cuda/compiler.hpp"
+#include "cuda/shapes.hpp"
+
+namespace keyfold::cuda {
+namespace {
+
+struct Dims {
+  std::int64_t head_dim, value_dim;
+};
+
+/// What decides a kernel's options, beside the dtype and the sizes.
+struct Variant {
+  std::int64_t q_len = 100;
+  std::int64_t heads = 1;
+  std::optional<DType> mask = {};
+  float softcap = 0;
+};
+
+core::Problem problem_of(DType dtype, Dims dims, const Variant& variant) {
+  core::Problem problem;
+  problem.shape = {.batch = 1,
+                   .num_heads = variant.heads,
+                   .num_kv_heads = 1,
+                   .q_len = variant.q_len,
+                   .kv_len = 1000,
+                   .head_dim = dims.head_dim,
+                   .value_dim = dims.value_dim,
+                   .dtype = dtype};
+  problem.softcap = variant.softcap;
+  static const char kNothing[8] = {};
+  if (variant.mask) {
+    problem.mask = TensorView{kNothing, *variant.mask, {1, 1, 1, 1}, {0, 0, 0, 0}};
+  }
+  return problem;
+}
+
+std::vector<Variant> variants(bool all) {
+  std::vector<Variant> result{{}, {.mask = DType::kFloat16, .softcap = 30}, {.q_len = 1}};
+  if (!all) return result;
+  for (const DType mask : {DType::kBool, DType::kFloat32, DType::kBFloat16}) {
+    result.push_back({.mask = mask});
+    result.push_back({.q_len = 1, .heads = 4, .mask = mask, .softcap = 30});
+  }
+  for (const std::int64_t heads : {2, 4, 8}) result.push_back({.q_len = 1, .heads = heads});
+  return result;
+}
+
+/// The number before `unit` in ptxas' report; the largest of them.
+int reported(const std::string& log, const std::string& unit) {
+  const std::regex pattern("([0-9]+) " + unit);
+  int most = -1;
+  for (std::sregex_iterator it(log.begin(), log.end(), pattern), end; it != end; ++it)
+    most = std::max(most, std::stoi((*it)[1]));
+  return most;
+}
+
+class Kernels : public testing::TestWithParam<std::tuple<int, DType>> {};
+
+TEST_P(Kernels, CompileWithoutSpills) {
+  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  const auto [capability, dtype] = GetParam();
+  const std::string target = nvrtc->target(capability);
+  ASSERT_TRUE(target.starts_with("sm_")) << target << ": this NVRTC is too old for the test";
+  Traits traits;
+  traits.capability = capability;
+  std::set<std::vector<std::string>> seen;
+  for (const Dims dims :
+       {Dims{128, 128}, Dims{64, 64}, Dims{256, 256}, Dims{40, 40}, Dims{96, 96}, Dims{192, 128},
+        Dims{512, 512}, Dims{576, 512}, Dims{576, 576}, Dims{1, 1}}) {
+    for (const Variant& variant : variants(dims.head_dim == 128)) {
+      const core::Problem problem = problem_of(dtype, dims, variant);
+      const Shapes shapes(problem, traits);
+      for (KernelSpec spec : {shapes.main(false), shapes.main(true), shapes.merge()}) {
+        if (!seen.insert(spec.options).second) continue;
+        std::ostringstream name;
+        name << spec.entry;
+        for (const std::string& option : spec.options) name << ' ' << option;
+        SCOPED_TRACE(name.str());
+        spec.options.emplace_back("--ptxas-options=--verbose");
+        std::string log;
+        const std::vector<std::byte> code = compile(*nvrtc, spec, target, &log);
+        EXPECT_FALSE(code.empty());
+        const int registers = reported(log, "registers"), most = 65536 / int(spec.threads);
+        EXPECT_GT(registers, 0) << log;
+        EXPECT_LE(registers, most) << log;
+        EXPECT_EQ(reported(log, "bytes spill stores"), 0) << log;
+        EXPECT_EQ(reported(log, "bytes stack frame"), 0) << log;
+        EXPECT_LE(spec.shared_bytes, kMaxSharedBytes);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(For, Kernels,
+                         testing::Combine(testing::Values(80, 90, 120),
+                                          testing::Values(DType::kFloat32, DType::kFloat16,
+                                                          DType::kBFloat16)),
+                         [](const auto& kernel) {
+                           return "sm_" + std::to_string(std::get<0>(kernel.param)) + "_" +
+                                  std::to_string(static_cast<int>(std::get<1>(kernel.param)));
+                         });
+
+TEST(Kernels, AMistakeIsAnErrorWithTheLog) {
+  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  try {
+    nvrtc->compile({"wrong.cu", "__global__ void f() { wrong }"}, {}, nvrtc->target(80), {});
+    FAIL() << "expected an error";
+  } catch (const RunError& error) {
+    const std::string what = error.what();
+    EXPECT_NE(what.find("wrong.cu"), std::string::npos) << what;
+    EXPECT_NE(what.find("undefined"), std::string::npos) << what;
+  }
+}
+
+TEST(Kernels, ADeviceNewerThanTheCompilerGetsWhatTheDriverTranslates) {
+  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  const std::string target = nvrtc->target(999);
+  EXPECT_TRUE(target.starts_with("compute_")) << target;
+  EXPECT_EQ(nvrtc->target(90), "sm_90a");
+}
+
+}  // namespace
+}  // namespace keyfold::cuda
