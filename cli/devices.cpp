@@ -2,10 +2,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <chrono>
 #include <keyfold/plan.hpp>
 
 #include "command.hpp"
 #include "numbers.hpp"
+#include "warm.hpp"
 
 namespace keyfold::cli {
 namespace {
@@ -15,14 +17,21 @@ class DevicesCommand : public Command {
   CLI::App* add_to(CLI::App& app) override {
     CLI::App* command = app.add_subcommand("devices", "List what can run attention here");
     command->add_flag("--json", json_, "Print one JSON document on stdout instead of text");
+    command->add_flag(
+        "--warm", warm_,
+        "Compile the GPUs' common kernels now, into the cache on disk, so that no call "
+        "waits for it");
     command->footer(
         "The first device is the default. Pass a backend's name to --backend or KEYFOLD_BACKEND to "
-        "choose another.\n\nExample:\n  keyfold devices --json");
+        "choose another.\n\nExamples:\n  keyfold devices --json\n  keyfold devices --warm");
     return command;
   }
 
-  ExitCode run(const Context&) override {
+  ExitCode run(const Context& context) override {
     const std::vector<DeviceInfo> all = devices();
+    if (warm_) {
+      for (const DeviceInfo& device : all) warm_up(device, context);
+    }
     if (json_) {
       print_json(as_json(all));
     } else {
@@ -38,11 +47,24 @@ class DevicesCommand : public Command {
     return names;
   }
 
+  static void warm_up(const DeviceInfo& device, const Context& context) {
+    if (device.kernels.empty()) return;  // it can't compute: see its kernel
+    const auto start = std::chrono::steady_clock::now();
+    const int calls = warm(device, context.stop_token);
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    if (calls > 0) {
+      fmt::print(stderr, "{}: kernels of {} kinds of calls are ready after {:.1f} s\n",
+                 device.backend, calls, time.count());
+    }
+  }
+
   static void print(const DeviceInfo& device) {
     fmt::print("{}: {}\n", device.backend, device.name);
     fmt::print("  type       {}\n", device.type);
     if (!device.driver.empty()) fmt::print("  driver     {}\n", device.driver);
-    fmt::print("  kernel     {} (of {})\n", device.kernel, fmt::join(device.kernels, ", "));
+    fmt::print("  kernel     {}", device.kernel);
+    if (!device.kernels.empty()) fmt::print(" (of {})", fmt::join(device.kernels, ", "));
+    fmt::print("\n");
     if (device.num_threads > 0) fmt::print("  threads    {}\n", device.num_threads);
     fmt::print("  memory     {}\n", readable_bytes(device.memory_bytes));
     if (device.max_shared_bytes > 0)
@@ -72,7 +94,7 @@ class DevicesCommand : public Command {
     return {{"devices", list}};
   }
 
-  bool json_ = false;
+  bool json_ = false, warm_ = false;
 };
 
 }  // namespace

@@ -44,14 +44,14 @@ AttendShape attend_shape(const ShapeQuery& query) {
   // Accumulators of scores and of outputs have to stay in registers together.
   AttendShape s;
   if (dims.value_vecs <= 32) {
-    s = {.ty = 8, .tx = 16, .tr = 8, .tc = 8, .slice_words = 16 / dims.elements};
+    s = {.ty = 8, .tx = 16, .tr = 8, .tc = 8};
   } else if (dims.value_vecs <= 64) {
     s = {.ty = 16, .tx = 16, .tr = 4, .tc = 8};
   } else {
     s = {.ty = 8, .tx = 32, .tr = 4, .tc = 4};
   }
   s.groups = ceil_div(dims.value_vecs, s.tx);
-  if (s.slice_words == 0) s.slice_words = 2;
+  s.slice_words = 2;
   s.slice_keys = 8;
   s.shared_bytes = shared_bytes(s, dims.elements);
   while (s.shared_bytes > kMaxSharedBytes && s.slice_keys > 4) {

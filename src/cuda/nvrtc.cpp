@@ -26,9 +26,11 @@ std::vector<std::string> candidates(int driver_version) {
   if (const char* home = std::getenv("CUDA_HOME")) folders.push_back(std::string(home) + "/lib64/");
   folders.emplace_back("/usr/local/cuda/lib64/");
   std::vector<std::string> all;
-  if (const char* own = std::getenv("KEYFOLD_NVRTC")) all.emplace_back(own);
+  const char* const own = std::getenv("KEYFOLD_NVRTC");
+  if (own != nullptr) all.emplace_back(own);
   for (const int major : kMajors) {
     if (major > driver_version / 1000) continue;
+    if (own != nullptr) all.push_back(std::string(own) + "/" + library_name(major));
     all.push_back(library_name(major));
     for (const std::string& folder : folders) all.push_back(folder + library_name(major));
   }
@@ -47,7 +49,7 @@ Nvrtc::Nvrtc(int driver_version) {
                  "NVRTC, which compiles the kernels, was not found for this driver (CUDA " +
                      version_text(driver_version) + "): looked for " + names +
                      "; install NVRTC (the CUDA toolkit, or pip install nvidia-cuda-nvrtc), and "
-                     "name its file in KEYFOLD_NVRTC where it is elsewhere");
+                     "name its file or folder in KEYFOLD_NVRTC where it is elsewhere");
 }
 
 bool Nvrtc::open(const std::string& name, int driver_version) {

@@ -20,8 +20,8 @@ struct SourceFile {
 class Nvrtc {
  public:
   /// The newest that a driver for this version of CUDA can load code of: looked for under its plain
-  /// name, in CUDA_HOME and in /usr/local/cuda; KEYFOLD_NVRTC, a path, goes first. Throws
-  /// RunError(kUnsupported) where there is none, and says what was looked for.
+  /// name, in CUDA_HOME and in /usr/local/cuda; KEYFOLD_NVRTC, a file or a folder, goes first.
+  /// Throws RunError(kUnsupported) where there is none, and says what was looked for.
   explicit Nvrtc(int driver_version);
 
   /// As 1000 * major + 10 * minor.

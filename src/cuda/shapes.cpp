@@ -61,17 +61,19 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
 KernelSpec Shapes::spec(const std::string& name, std::uint32_t threads,
                         std::uint32_t shared_bytes) const {
   const AttentionShape& s = problem_.shape;
+  const bool scores = name != "merge";
+  const std::uint32_t value_dim = padded_dim(s.dtype, s.value_dim);
   return {.file = name + ".cu",
           .entry = name,
           .options = {"--std=c++17",
                       // Results must not depend on what a compiler chooses to fuse.
                       "--fmad=false", define("THREADS", threads),
-                      define("DTYPE", static_cast<std::uint32_t>(s.dtype)),
-                      define("HEAD_DIM", padded_dim(s.dtype, s.head_dim)),
-                      define("VALUE_DIM", padded_dim(s.dtype, s.value_dim)),
-                      define("MASK_TYPE", mask_type(problem_)),
-                      define("SOFTCAP", problem_.softcap > 0 ? 1 : 0),
-                      define("SPLIT_LEN", u32(tiling_.split_len))},
+                      define("DTYPE", scores ? static_cast<std::uint32_t>(s.dtype) : 0),
+                      define("HEAD_DIM", scores ? padded_dim(s.dtype, s.head_dim) : value_dim),
+                      define("VALUE_DIM", value_dim),
+                      define("MASK_TYPE", scores ? mask_type(problem_) : 0),
+                      define("SOFTCAP", scores && problem_.softcap > 0 ? 1 : 0),
+                      define("SPLIT_LEN", scores ? u32(tiling_.split_len) : 1)},
           .threads = threads,
           .shared_bytes = shared_bytes};
 }

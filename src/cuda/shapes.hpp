@@ -45,7 +45,9 @@ class Shapes {
  private:
   static constexpr std::int64_t kFewRows = 8;  // that decode takes; q_len alone decides
 
-  KernelSpec spec(const std::string& file, std::uint32_t threads, std::uint32_t shared_bytes) const;
+  /// With what every kernel is compiled for; a merge, which knows neither masks nor scores, for
+  /// less.
+  KernelSpec spec(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes) const;
 
   const core::Problem& problem_;
   std::string name_ = "scalar";

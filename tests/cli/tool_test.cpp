@@ -153,6 +153,15 @@ TEST(Tool, DevicesListTheDefaultFirst) {
   }
 }
 
+TEST(Tool, DevicesWarmsWhatCompiles) {
+  const nlohmann::json devices = run({"devices", "--json"}).json()["devices"];
+  if (devices.size() > 1) GTEST_SKIP() << "its GPUs' kernels take minutes on a busy machine";
+  const Outcome outcome = run({"devices", "--warm", "--json"});
+  EXPECT_EQ(outcome.code, kOk);
+  EXPECT_EQ(outcome.json()["devices"], devices);
+  EXPECT_EQ(outcome.err, "");  // the CPU compiles nothing
+}
+
 TEST(Tool, FullStandardOutputIsAFailure) {
   // More than a buffer fails while it is printed, less than one when it is flushed.
   for (const std::vector<std::string>& args :

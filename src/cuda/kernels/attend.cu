@@ -390,7 +390,7 @@ struct Thread {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     attend(const __grid_constant__ Params params) {
   extern __shared__ float4 s_memory[];
   auto* const bytes = reinterpret_cast<unsigned char*>(s_memory);

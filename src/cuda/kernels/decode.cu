@@ -316,7 +316,7 @@ struct Thread {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     decode(const __grid_constant__ Params params) {
   __shared__ alignas(16) unsigned char memory[sizeof(Shared)];
   static_assert(sizeof(Shared) <= 48 * 1024, "static shared memory");

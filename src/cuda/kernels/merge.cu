@@ -19,7 +19,7 @@ KEYFOLD_INLINE Factors factors_of(float before, float most, float2 part) {
   return part.y < 0.0f || f.add == 0.0f ? Factors{1.0f, 0.0f} : f;
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     merge(const __grid_constant__ Params params) {
   __shared__ float2 s_part[kRows][kBatch];      // (m, l) of the splits
   __shared__ Factors s_factors[kRows][kBatch];  // (1, 0) keeps the state as it is

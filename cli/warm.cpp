@@ -1,0 +1,61 @@
+// Small calls.
+#include "warm.hpp"
+
+#include <keyfold/attention.hpp>
+
+#include "command.hpp"
+#include "random_tensor.hpp"
+
+namespace keyfold::cli {
+namespace {
+
+struct Kind {
+  DType dtype = DType::kBFloat16;
+  std::int64_t head_dim = 128;
+  std::int64_t q_len = 1, heads = 1;
+  std::int64_t splits = 1;  // kernels may be others for one
+};
+
+void call(const std::string& backend, const Kind& kind, const std::stop_token& stop_token) {
+  AttentionShape shape{.batch = 1,
+                       .num_heads = kind.heads,
+                       .num_kv_heads = 1,
+                       .q_len = kind.q_len,
+                       .kv_len = 1,
+                       .head_dim = kind.head_dim,
+                       .value_dim = kind.head_dim,
+                       .dtype = kind.dtype};
+  AttentionOptions options;
+  options.run.backend = backend;
+  options.run.stop_token = stop_token;
+  options.run.chunk_threshold = std::int64_t{1} << 20;  // one dispatch
+  if (kind.splits > 1) shape.kv_len = kind.splits * plan(shape, options).split_len;
+  const auto tensor = [&](std::int64_t heads, std::int64_t len) {
+    return RandomTensor(kind.dtype, {1, heads, len, kind.head_dim}, 1, 1, stop_token);
+  };
+  const RandomTensor q = tensor(kind.heads, kind.q_len), k = tensor(1, shape.kv_len);
+  const RandomTensor out = tensor(kind.heads, kind.q_len);
+  scaled_dot_product_attention(q.view(), k.view(), k.view(), out.view(), options);
+}
+
+}  // namespace
+
+int warm(const DeviceInfo& device, const std::stop_token& stop_token) {
+  constexpr std::int64_t kPrefill = 64;  // rows
+  if (device.type == "cpu") return 0;
+  int calls = 0;
+  const auto run = [&](const Kind& kind) {
+    check_stop(stop_token);
+    call(device.backend, kind, stop_token);
+    ++calls;
+  };
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {
+    for (const std::int64_t head_dim : {64, 128, 256}) {
+      for (const std::int64_t splits : {1, 2}) run({dtype, head_dim, kPrefill, 1, splits});
+      for (const std::int64_t heads : {1, 4, 8}) run({dtype, head_dim, 1, heads});
+    }
+  }
+  return calls;
+}
+
+}  // namespace keyfold::cli
