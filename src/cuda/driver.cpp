@@ -50,12 +50,11 @@ bool Failure::fatal() const {
 bool Driver::open() {
   Library library;
   if (!library.open(kLibrary)) return false;
-#define X(name, function)                                                              \
-  name.name_ = #function;                                                              \
-  name.function_ = reinterpret_cast<decltype(&::function)>(library.symbol(#function)); \
-  if (name.function_ == nullptr) return false;
+  bool whole = true;
+#define X(name, function) whole = set((name), #function, library.symbol(#function)) && whole;
   KEYFOLD_CUDA_BASICS(X)
 #undef X
+  if (!whole) return false;
   // No driver module, no device, a container without one: there is nothing to list.
   if (init.quietly(0u) != CUDA_SUCCESS || driver_get_version.quietly(&version_) != CUDA_SUCCESS ||
       device_get_count.quietly(&device_count_) != CUDA_SUCCESS) {
@@ -78,10 +77,8 @@ bool Driver::open() {
     }
     return nullptr;
   };
-#define X(name, function)                                                    \
-  name.name_ = #function;                                                    \
-  name.function_ = reinterpret_cast<decltype(&::function)>(load(#function)); \
-  if (name.function_ == nullptr) missing_ = "the NVIDIA driver has no " #function;
+#define X(name, function) \
+  if (!set((name), #function, load(#function))) missing_ = "the NVIDIA driver has no " #function;
   KEYFOLD_CUDA_FUNCTIONS(X)
 #undef X
   return device_count_ > 0;

@@ -97,7 +97,7 @@ class Driver {
   /// Why the driver can't run kernels; empty if it can.
   const std::string& missing() const { return missing_; }
 
-#define X(name, function) Entry<decltype(&::function)> name;
+#define X(name, function) Entry<decltype(&::function)> name;  // NOLINT(bugprone-macro-parentheses)
   KEYFOLD_CUDA_BASICS(X)
   KEYFOLD_CUDA_FUNCTIONS(X)
 #undef X
@@ -106,6 +106,13 @@ class Driver {
   static constexpr int kOldest = 12000;
 
   bool open();
+  /// Returns whether the function was found.
+  template <class Function>
+  static bool set(Entry<Function>& entry, const char* name, void* function) {
+    entry.name_ = name;
+    entry.function_ = reinterpret_cast<Function>(function);
+    return function != nullptr;
+  }
 
   int version_ = 0, device_count_ = 0;
   std::string missing_;

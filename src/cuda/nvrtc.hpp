@@ -7,8 +7,6 @@
 
 #include "cuda/library.hpp"
 
-struct _nvrtcProgram;
-
 namespace keyfold::cuda {
 
 /// A file of source, by the name that #include has for it.
@@ -38,7 +36,7 @@ class Nvrtc {
                                  std::string* log = nullptr) const;
 
  private:
-  using Program = _nvrtcProgram*;
+  using Program = void*;  // nvrtcProgram
   using Result = int;
 
   bool open(const std::string& name, int driver_version);

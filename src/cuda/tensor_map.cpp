@@ -47,9 +47,10 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
     CUtensorMap map{};
     driver.tensor_map_encode_tiled(
         &map, type_of(s.dtype), static_cast<cuuint32_t>(sizes.size()),
-        reinterpret_cast<void*>(address), dims.data(), steps.data(), box.data(), ones.data(),
-        CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(tiles.columns * size),
-        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        reinterpret_cast<void*>(address),  // NOLINT(performance-no-int-to-ptr)
+        dims.data(), steps.data(), box.data(), ones.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+        swizzle_of(tiles.columns * size), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return map;
   };
   const std::int64_t head = padded_dim(s.dtype, s.head_dim),

@@ -232,14 +232,12 @@ struct Thread {
       }
     }
     float sum[kTr], factor[kTr];
-    float2 ml[kTr];
 #pragma unroll
     for (u32 r = 0; r < kTr; ++r) {
-      ml[r] = s_ml[y * kTr + r];
-      const float m = most[r] > ml[r].x && !is_nan(ml[r].x) ? most[r] : ml[r].x;
-      const float base = base_of(m);
-      factor[r] = exp_nonpositive(ml[r].x - base);
-      ml[r].x = m;
+      const float before = s_ml[y * kTr + r].x;
+      most[r] = most[r] > before && !is_nan(before) ? most[r] : before;
+      const float base = base_of(most[r]);
+      factor[r] = exp_nonpositive(before - base);
       sum[r] = 0.0f;
 #pragma unroll
       for (u32 c = 0; c < kTc; ++c) {
@@ -252,17 +250,19 @@ struct Thread {
 #pragma unroll
       for (u32 r = 0; r < kTr; ++r) sum[r] = sum[r] + __shfl_xor_sync(~0u, sum[r], lanes);
     }
-    __syncwarp();  // all lanes of a row have read its m, l
+    __syncwarp();  // all lanes of a row have read its m
 #pragma unroll
     for (u32 r = 0; r < kTr; ++r) {
-      const float l = factor[r] == 0.0f ? sum[r] : ml[r].y * factor[r] + sum[r];
-      // A NaN score, or one of +Inf: the row stays NaN whatever follows.
-      const float m = is_nan(l) ? nan() : ml[r].x;
 #pragma unroll
       for (u32 g = 0; g < 4 * kGroups; ++g) {
         o[r][g] = factor[r] == 0.0f ? 0.0f : o[r][g] * factor[r];
       }
-      if (x == 0) s_ml[y * kTr + r] = {m, l};
+      if (x == 0) {
+        const float before = s_ml[y * kTr + r].y;
+        const float l = factor[r] == 0.0f ? sum[r] : before * factor[r] + sum[r];
+        // A NaN score, or one of +Inf: the row stays NaN whatever follows.
+        s_ml[y * kTr + r] = {is_nan(l) ? nan() : most[r], l};
+      }
     }
 #pragma unroll
     for (u32 c = 0; c < kTc; ++c) {
