@@ -9,10 +9,15 @@
 namespace keyfold::cuda {
 
 Keys::Keys(std::shared_ptr<Device> device, const gpu::Layout& layout, const core::Block& block)
-    : device_(std::move(device)),
-      layout_(layout),
-      window_bytes_(
-          layout.window(block.group_end - block.group_begin, block.row_end - block.row_begin)) {}
+    : device_(std::move(device)), layout_(layout) {
+  const std::int64_t bytes =
+      layout.window(block.group_end - block.group_begin, block.row_end - block.row_begin);
+  // Before the first keys come: when memory does not suffice, a run can still begin with less.
+  for (Window& window : windows_) {
+    window.upload = {device_, Use::kPinned, bytes};
+    window.keys = {device_, Use::kDevice, bytes};
+  }
+}
 
 void Keys::place(const ChunkBox& box, const core::KeySource& source, gpu::Params& params) {
   if (source.on_device()) {
@@ -28,10 +33,6 @@ void Keys::place(const ChunkBox& box, const core::KeySource& source, gpu::Params
   if (fresh_) current_ = (current_ + 1) % windows_.size();
   Window& window = windows_[current_];
   if (fresh_) {
-    if (!window.keys) {
-      window.upload = {device_, Use::kPinned, window_bytes_};
-      window.keys = {device_, Use::kDevice, window_bytes_};
-    }
     window.box = {};  // until it is whole
     window.bytes = gpu::copy_keys(layout_, box, source, window.upload->host);
     window.box = box;

@@ -25,14 +25,13 @@ class Keys {
 
  private:
   struct Window {
-    BufferLease upload, keys;        // when host keys come
+    BufferLease upload, keys;
     ChunkBox box{0, 0, 0, 0, 0, 0};  // of what it holds
     std::int64_t bytes = 0;
   };
 
   std::shared_ptr<Device> device_;
   const gpu::Layout& layout_;
-  std::int64_t window_bytes_;
   std::array<Window, gpu::kFrames> windows_;
   std::size_t current_ = 0;
   bool fresh_ = false;
