@@ -44,7 +44,7 @@ class Cache : public testing::Test {
 };
 
 TEST_F(Cache, KeepsCodeByAllThatItDependsOn) {
-  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  KEYFOLD_NEEDS_NVRTC();
   const CodeCache cache(*nvrtc, 13000, "sm_80");
   const auto code = cache.get(merge_kernel());
   const fs::path file = cache.file(merge_kernel());
@@ -61,7 +61,7 @@ TEST_F(Cache, KeepsCodeByAllThatItDependsOn) {
 }
 
 TEST_F(Cache, ADamagedFileIsMadeAnew) {
-  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  KEYFOLD_NEEDS_NVRTC();
   const CodeCache cache(*nvrtc, 13000, "sm_80");
   const auto code = cache.get(merge_kernel());
   const fs::path file = cache.file(merge_kernel());
@@ -80,7 +80,7 @@ TEST_F(Cache, ADamagedFileIsMadeAnew) {
 }
 
 TEST_F(Cache, ProcessesFillItAtOnce) {
-  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  KEYFOLD_NEEDS_NVRTC();
   std::vector<pid_t> children;
   for (int i = 0; i < 8; ++i) {
     const pid_t child = fork();
@@ -103,7 +103,7 @@ TEST_F(Cache, ProcessesFillItAtOnce) {
 }
 
 TEST_F(Cache, NoFolderIsNoError) {
-  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  KEYFOLD_NEEDS_NVRTC();
   setenv("KEYFOLD_CACHE_DIR", "/proc/keyfold", 1);  // where nothing can be made
   EXPECT_FALSE(CodeCache(*nvrtc, 13000, "sm_80").get(merge_kernel()).empty());
 }

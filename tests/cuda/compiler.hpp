@@ -20,8 +20,9 @@ inline std::optional<Nvrtc> find_nvrtc() {
   }
 }
 
-#define KEYFOLD_NEEDS_NVRTC(nvrtc)                                                          \
-  const std::optional<Nvrtc> nvrtc = find_nvrtc(); /* NOLINT(bugprone-macro-parentheses) */ \
+/// Gives the test an `nvrtc`, or skips it.
+#define KEYFOLD_NEEDS_NVRTC()                      \
+  const std::optional<Nvrtc> nvrtc = find_nvrtc(); \
   if (!nvrtc) GTEST_SKIP() << "NVRTC is ABSENT on this machine: nothing was tested"
 
 }  // namespace keyfold::cuda

@@ -25,7 +25,7 @@ class Errors : public testing::Test {
   }
 
   /// A call on a backend; kernels compute nothing, so every row ends as if it saw no key.
-  static void call(const char* backend, std::int64_t chunk_size = 0) {
+  static Report call(const char* backend, std::int64_t chunk_size = 0) {
     test::Rng rng("errors");
     const Inputs inputs(
         {.num_heads = 2, .num_kv_heads = 1, .q_len = 24, .kv_len = 9000, .head_dim = 32}, rng);
@@ -35,10 +35,12 @@ class Errors : public testing::Test {
     AttentionOptions options = call.options;
     options.run.backend = backend;
     if (chunk_size > 0) options.run.chunk_size = chunk_size;
-    scaled_dot_product_attention(call.q, call.k, call.v, out.mutable_view(), options);
+    Report report =
+        scaled_dot_product_attention(call.q, call.k, call.v, out.mutable_view(), options);
     if (std::string_view(backend) != "cpu") {
       EXPECT_EQ(out.at({0, 0, 0, 0}), 0.0F);
     }
+    return report;
   }
 
   /// The message of the error that `body` ends with.
@@ -59,7 +61,7 @@ class Errors : public testing::Test {
 };
 
 TEST_F(Errors, NoneIsNone) {
-  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  KEYFOLD_NEEDS_NVRTC();
   open();
   std::vector<std::string> names;
   for (const DeviceInfo& device : devices()) names.push_back(device.backend);
@@ -75,7 +77,7 @@ TEST_F(Errors, NoneIsNone) {
 }
 
 TEST_F(Errors, AFaultIsNamedAndLasts) {
-  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  KEYFOLD_NEEDS_NVRTC();
   open({{"KEYFOLD_FAKE_FAULT_AT", "5"}});
   expect_in(error_of(ErrorCode::kDeviceFailure, [] { call("cuda", 1); }),
             "CUDA_ERROR_ILLEGAL_ADDRESS");
@@ -84,13 +86,14 @@ TEST_F(Errors, AFaultIsNamedAndLasts) {
 }
 
 TEST_F(Errors, LittleMemoryIsEnoughForLess) {
-  KEYFOLD_NEEDS_NVRTC(nvrtc);
-  open({{"KEYFOLD_FAKE_MEMORY", "12000000"}});
-  call("cuda");
+  KEYFOLD_NEEDS_NVRTC();
+  open({{"KEYFOLD_FAKE_MEMORY", "7000000"}});  // some less than the call would take
+  EXPECT_LT(call("cuda").scratch_bytes, 7'000'000);
+  EXPECT_LT(call("cuda").scratch_bytes, 7'000'000);  // again, beside what the pool has kept
 }
 
 TEST_F(Errors, NoMemoryIsAnError) {
-  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  KEYFOLD_NEEDS_NVRTC();
   open({{"KEYFOLD_FAKE_MEMORY", "100000"}});
   expect_in(error_of(ErrorCode::kOutOfMemory, [] { call("cuda"); }), "CUDA_ERROR_OUT_OF_MEMORY");
   error_of(ErrorCode::kOutOfMemory, [] { DeviceBuffer("cuda", 1 << 20); });

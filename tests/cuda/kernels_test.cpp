@@ -65,7 +65,7 @@ int reported(const std::string& log, const std::string& unit) {
 class Kernels : public testing::TestWithParam<std::tuple<int, DType>> {};
 
 TEST_P(Kernels, CompileWithoutSpills) {
-  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  KEYFOLD_NEEDS_NVRTC();
   const auto [capability, dtype] = GetParam();
   const std::string target = nvrtc->target(capability);
   ASSERT_TRUE(target.starts_with("sm_")) << target << ": this NVRTC is too old for the test";
@@ -109,7 +109,7 @@ INSTANTIATE_TEST_SUITE_P(For, Kernels,
                          });
 
 TEST(Kernels, AMistakeIsAnErrorWithTheLog) {
-  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  KEYFOLD_NEEDS_NVRTC();
   try {
     nvrtc->compile({"wrong.cu", "__global__ void f() { wrong }"}, {}, nvrtc->target(80), {});
     FAIL() << "expected an error";
@@ -121,7 +121,7 @@ TEST(Kernels, AMistakeIsAnErrorWithTheLog) {
 }
 
 TEST(Kernels, ADeviceNewerThanTheCompilerGetsWhatTheDriverTranslates) {
-  KEYFOLD_NEEDS_NVRTC(nvrtc);
+  KEYFOLD_NEEDS_NVRTC();
   const std::string target = nvrtc->target(999);
   EXPECT_TRUE(target.starts_with("compute_")) << target;
   EXPECT_EQ(nvrtc->target(90), "sm_90a");
