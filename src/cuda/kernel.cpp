@@ -7,15 +7,18 @@
 #include "attend.cu.hpp"
 #include "common.cuh.hpp"
 #include "decode.cu.hpp"
+#include "hopper.cuh.hpp"
 #include "merge.cu.hpp"
 #include "params.cuh.hpp"
+#include "wgmma.cu.hpp"
 
 namespace keyfold::cuda {
 
 SourceFile kernel_source(const std::string& file) {
   for (const SourceFile& source : {SourceFile{"attend.cu", kernels::attend_cu},
                                    {"decode.cu", kernels::decode_cu},
-                                   {"merge.cu", kernels::merge_cu}}) {
+                                   {"merge.cu", kernels::merge_cu},
+                                   {"wgmma.cu", kernels::wgmma_cu}}) {
     if (file == source.name) return source;
   }
   throw std::out_of_range("no kernel " + file);
@@ -23,6 +26,7 @@ SourceFile kernel_source(const std::string& file) {
 
 const std::vector<SourceFile>& kernel_headers() {
   static const auto& all = *new std::vector<SourceFile>{{"common.cuh", kernels::common_cuh},
+                                                        {"hopper.cuh", kernels::hopper_cuh},
                                                         {"params.cuh", kernels::params_cuh}};
   return all;
 }

@@ -26,6 +26,15 @@ struct KernelSpec {
   std::uint32_t shared_bytes = 0;  ///< that its launch asks for
   /// Maps of q, k and v follow Params as arguments: see tensor_map.hpp.
   std::optional<TensorTiles> tiles = {};
+  /// Behind them comes a Jobs: blocks take jobs in turn, so that the grid is as large as the
+  /// device.
+  bool jobs = false;
+};
+
+/// kernels/wgmma.cu has its twin.
+struct Jobs {
+  std::uint64_t redo = 0;  ///< address of the flags
+  std::uint32_t groups = 0, tiles = 0;
 };
 
 /// What of kernels/ the build has put into the library. Throws std::out_of_range.

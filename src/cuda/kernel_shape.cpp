@@ -61,6 +61,25 @@ AttendShape attend_shape(const ShapeQuery& query) {
   return s;
 }
 
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query) {
+  constexpr std::uint32_t kShared = 227 << 10;  // of a block on Hopper
+  constexpr std::uint32_t kStages = 2, kBarriers = 16 + 32 * kStages;
+  const auto width = [](std::int64_t dim) {
+    return ceil_div(static_cast<std::uint32_t>(dim), 64) * 64;
+  };
+  const std::uint32_t head = width(query.head_dim), value = width(query.value_dim);
+  if (query.dtype == DType::kFloat32 || head > 256 || value > 256) return std::nullopt;
+  WgmmaShape s;
+  // Three warpgroups have 160 registers a thread: enough for an output of 64 columns.
+  s.warpgroups = head <= 64 && value <= 64 ? 3 : 2;
+  for (s.keys = 128; s.keys > 64; s.keys -= s.keys == 128 ? 32 : 16) {
+    s.shared_bytes = 2 * (s.rows() * head + kStages * s.keys * (head + value)) + kBarriers;
+    const std::uint32_t registers = s.keys / 2 + s.keys / 4 + value / 2;  // scores, weights, output
+    if (s.shared_bytes <= kShared && registers <= 192) return s;
+  }
+  return std::nullopt;
+}
+
 DecodeShape decode_shape(const ShapeQuery& query) {
   const Dims dims(query);
   DecodeShape s;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "keyfold/tensor.hpp"
 
@@ -40,6 +41,18 @@ struct AttendShape {
   std::uint32_t keys() const { return tx * tc; }  ///< of a tile
 };
 
+/// kernels/wgmma.cu. A block has `warpgroups` of 64 rows, and one more that copies for them.
+struct WgmmaShape {
+  std::uint32_t warpgroups = 0;
+  std::uint32_t keys = 0;  ///< of a tile
+  std::uint32_t shared_bytes = 0;
+
+  std::uint32_t threads() const { return 128 * (warpgroups + 1); }
+  std::uint32_t rows() const { return 64 * warpgroups; }
+  /// Where chunks may end, and sums of weights are closed.
+  std::uint32_t split_len() const { return 8 * keys; }
+};
+
 /// kernels/decode.cu. `row_limit` is the most rows of a block; fewer give the same bits.
 struct DecodeShape {
   std::uint32_t warps = 0;
@@ -60,6 +73,8 @@ struct MergeShape {
   std::uint32_t threads() const { return rows * lanes; }
 };
 
+/// nullopt for float32, and where registers or shared memory are too few.
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query);
 AttendShape attend_shape(const ShapeQuery& query);
 DecodeShape decode_shape(const ShapeQuery& query);
 /// `many`: splits of a few rows, rather than few splits of many.

@@ -27,8 +27,11 @@ CudaRun::OnDevice::OnDevice(std::shared_ptr<Device> made, const gpu::Layout& lay
   start = {device, Use::kPinned, layout.q(states) + layout.ml(states)};
   q = {device, Use::kDevice, layout.q(states)};
   state = {device, Use::kDevice, layout.state(states)};
-  partial_o = {device, Use::kDevice, layout.o(partials)};
-  partial_ml = {device, Use::kDevice, layout.ml(partials)};
+  if (partials > 0) {
+    partial_o = {device, Use::kDevice, layout.o(partials)};
+    partial_ml = {device, Use::kDevice, layout.ml(partials)};
+  }
+  if (const std::int64_t bytes = layout.flags(groups, rows)) flags = {device, Use::kDevice, bytes};
   transfer = {device, Use::kPinned, 2 * layout.piece(states)};
   const std::int64_t batch_bytes =
       layout.problem.shape.batch * static_cast<std::int64_t>(sizeof(gpu::Batch));
@@ -82,18 +85,25 @@ gpu::Params CudaRun::describe(const ChunkBox& box, const OnDevice::Frame& frame)
   p.q = on_->q->address;
   p.o = on_->state->address;
   p.ml = p.o + static_cast<gpu::Address>(layout_.o(states()));
-  p.partial_o = on_->partial_o->address;
-  p.partial_ml = on_->partial_ml->address;
+  if (on_->partial_o) {
+    p.partial_o = on_->partial_o->address;
+    p.partial_ml = on_->partial_ml->address;
+  }
   p.batches = frame.batches->address;
   return p;
 }
 
-CudaRun::Launch CudaRun::launch_of(const KernelSpec& spec, Grid grid,
+CudaRun::Launch CudaRun::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
                                    const gpu::Params& params) const {
   Launch launch{on_->device->modules().get(spec), grid, spec.threads, spec.shared_bytes, params};
   if (spec.tiles) {
     launch.maps = encode_tensor_maps(on_->device->driver(), problem_, *spec.tiles,
                                      block_.group_end - block_.group_begin, params);
+  }
+  if (spec.jobs) {
+    launch.jobs = {
+        on_->flags->address, static_cast<std::uint32_t>(wave.num_groups),
+        static_cast<std::uint32_t>(gpu::ceil_div(wave.num_indices, layout_.tiling.tile_rows))};
   }
   return launch;
 }
@@ -103,11 +113,14 @@ std::vector<CudaRun::Launch> CudaRun::plan_launches(const ChunkBox& box,
   const gpu::Waves cut = gpu::cut_chunk(gpu::work_of(layout_, block_, box, chunk, kMaxGridZ));
   const bool partial = !cut.direct;
   const KernelSpec main = shapes_.main(partial), merge = shapes_.merge();
+  const std::optional<KernelSpec> careful = shapes_.careful();
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {
     const gpu::Params params = gpu::part_of(chunk, wave);
-    launches.push_back(launch_of(main, shapes_.main_grid(wave, partial), params));
-    if (partial) launches.push_back(launch_of(merge, shapes_.merge_grid(wave), params));
+    const Grid grid = shapes_.main_grid(wave, partial);
+    launches.push_back(launch_of(main, grid, wave, params));
+    if (careful) launches.push_back(launch_of(*careful, grid, wave, params));
+    if (partial) launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, params));
   }
   return launches;
 }
@@ -115,11 +128,12 @@ std::vector<CudaRun::Launch> CudaRun::plan_launches(const ChunkBox& box,
 void CudaRun::run_launches(CUstream stream, const std::vector<Launch>& launches) const {
   for (const Launch& launch : launches) {
     // The driver only reads them.
-    std::array<void*, 4> arguments{const_cast<gpu::Params*>(&launch.params)};
+    std::array<void*, 5> arguments{const_cast<gpu::Params*>(&launch.params)};
     if (launch.maps) {
       for (std::size_t i = 0; i < 3; ++i)
         arguments[1 + i] = const_cast<CUtensorMap*>(&(*launch.maps)[i]);
     }
+    if (launch.jobs) arguments[4] = const_cast<Jobs*>(&*launch.jobs);
     on_->device->driver().launch_kernel(launch.function, launch.grid.x, launch.grid.y,
                                         launch.grid.z, launch.threads, 1u, 1u, launch.shared_bytes,
                                         stream, arguments.data(), nullptr);
@@ -210,7 +224,7 @@ void CudaRun::merge(core::Run& other) {
       const std::int64_t first = wave.group * std::int64_t{whole.index_end} + wave.index;
       p.partial_o = other_o + static_cast<gpu::Address>(layout_.o(first));
       p.partial_ml = other_ml + static_cast<gpu::Address>(layout_.ml(first));
-      launches.push_back(launch_of(merge, shapes_.merge_grid(wave), p));
+      launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, p));
     }
     on_->stream.submit([&](CUstream stream) { run_launches(stream, launches); });
     on_->stream.wait();

@@ -37,7 +37,7 @@ class CudaRun : public core::Run {
 
     std::shared_ptr<Device> device;
     BufferLease start;  // q, then ml, as the run begins
-    BufferLease q, state, partial_o, partial_ml;
+    BufferLease q, state, partial_o, partial_ml, flags;
     BufferLease transfer;  // a piece of the state on its way to the host
     Keys keys;
     struct Frame {
@@ -53,12 +53,14 @@ class CudaRun : public core::Run {
     std::uint32_t threads = 0, shared_bytes = 0;
     gpu::Params params;
     std::optional<TensorMaps> maps = {};
+    std::optional<Jobs> jobs = {};
   };
 
   void begin_state();
   OnDevice::Frame& next_frame() { return on_->frames[on_->stream.submitted() % gpu::kFrames]; }
   gpu::Params describe(const ChunkBox& box, const OnDevice::Frame& frame) const;
-  Launch launch_of(const KernelSpec& spec, Grid grid, const gpu::Params& params) const;
+  Launch launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
+                   const gpu::Params& params) const;
   std::vector<Launch> plan_launches(const ChunkBox& box, const gpu::Params& chunk) const;
   void run_launches(CUstream stream, const std::vector<Launch>& launches) const;
   gpu::HostState download();

@@ -1,6 +1,7 @@
 // Which kernel a problem gets, and what it is compiled for.
 #include "cuda/shapes.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "keyfold/error.hpp"
@@ -28,7 +29,10 @@ std::uint32_t u32(std::int64_t value) { return static_cast<std::uint32_t>(value)
 
 }  // namespace
 
-std::vector<std::string> kernel_names(const Traits&) { return {"scalar"}; }
+std::vector<std::string> kernel_names(const Traits& traits) {
+  if (traits.capability == 90) return {"wgmma", "scalar"};
+  return {"scalar"};
+}
 
 std::string selected_kernel(const Traits& traits) {
   const std::vector<std::string> names = kernel_names(traits);
@@ -50,12 +54,24 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
   merge_ = merge_shape(query, few);
   if (few) {
     decode_ = decode_shape(query);
-    tiling_ = {kDecodeSplitLen, decode_.rows(shape.q_len * problem.group_size()), true};
+    tiling_ = {.split_len = kDecodeSplitLen,
+               .tile_rows = decode_.rows(shape.q_len * problem.group_size()),
+               .decode = true};
     return;
   }
-  name_ = selected_kernel(traits);
+  if (selected_kernel(traits) == "wgmma") wgmma_ = wgmma_shape(query);
+  if (wgmma_) {
+    name_ = "wgmma";
+    multiprocessors_ = u32(traits.multiprocessors);
+    flops_per_second_ = 4e14;
+    tiling_ = {.split_len = wgmma_->split_len(),
+               .tile_rows = wgmma_->rows(),
+               .folds = true,
+               .flag_rows = 64};
+    return;
+  }
   attend_ = attend_shape(query);
-  tiling_ = {kPrefillSplitLen, attend_.rows(), false};
+  tiling_ = {.split_len = kPrefillSplitLen, .tile_rows = attend_.rows()};
 }
 
 KernelSpec Shapes::spec(const std::string& name, std::uint32_t threads,
@@ -78,7 +94,27 @@ KernelSpec Shapes::spec(const std::string& name, std::uint32_t threads,
           .shared_bytes = shared_bytes};
 }
 
+KernelSpec Shapes::wgmma(bool careful) const {
+  KernelSpec kernel = spec("wgmma", wgmma_->threads(), wgmma_->shared_bytes);
+  // A scale that turns the order of scores around can't wait until the maximum is found.
+  const bool finished = problem_.mask.has_value() || problem_.softcap > 0 || !(problem_.scale > 0);
+  for (std::string& option :
+       std::vector{define("WARPGROUPS", wgmma_->warpgroups), define("KEYS", wgmma_->keys),
+                   define("FINISHED", finished ? 1 : 0), define("CAREFUL", careful ? 1 : 0)}) {
+    kernel.options.push_back(std::move(option));
+  }
+  kernel.tiles = {.q_rows = 64, .k_rows = wgmma_->keys, .v_rows = wgmma_->keys, .columns = 64};
+  kernel.jobs = true;
+  return kernel;
+}
+
+std::optional<KernelSpec> Shapes::careful() const {
+  if (!wgmma_) return std::nullopt;
+  return wgmma(true);
+}
+
 KernelSpec Shapes::main(bool partial) const {
+  if (wgmma_) return wgmma(false);
   if (tiling_.decode) {
     KernelSpec kernel = spec("decode", decode_.threads(), 0);
     for (std::string& option :
@@ -101,6 +137,10 @@ KernelSpec Shapes::main(bool partial) const {
 }
 
 Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
+  if (wgmma_) {
+    const std::int64_t jobs = wave.num_groups * gpu::ceil_div(wave.num_indices, tiling_.tile_rows);
+    return {.x = u32(std::min<std::int64_t>(multiprocessors_, jobs))};
+  }
   return {u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows)),
           partial ? u32(wave.num_splits) : 1, u32(wave.num_groups)};
 }

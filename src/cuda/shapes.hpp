@@ -1,6 +1,7 @@
 // The kernels of a problem on a device. Plug a further kernel in here.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,8 @@ class Shapes {
   KernelSpec main(bool partial) const;
   /// Its blocks for a wave.
   Grid main_grid(const gpu::Wave& wave, bool partial) const;
+  /// What has to run behind main(), for the jobs that it has left: see kernels/wgmma.cu.
+  std::optional<KernelSpec> careful() const;
 
   KernelSpec merge() const;
   std::int64_t merge_rows() const { return merge_.rows; }
@@ -49,10 +52,14 @@ class Shapes {
   /// less.
   KernelSpec spec(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes) const;
 
+  KernelSpec wgmma(bool careful) const;
+
   const core::Problem& problem_;
   std::string name_ = "scalar";
   gpu::Tiling tiling_;
   double flops_per_second_ = 1e13;
+  std::uint32_t multiprocessors_ = 1;
+  std::optional<WgmmaShape> wgmma_;
   AttendShape attend_;
   DecodeShape decode_;
   MergeShape merge_;

@@ -1,7 +1,6 @@
 // Sizes, strides and swizzles.
 #include "cuda/tensor_map.hpp"
 
-#include <algorithm>
 #include <vector>
 
 #include "cuda/kernel_shape.hpp"
@@ -37,10 +36,10 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
                           const std::vector<std::int64_t>& sizes,
                           const std::vector<std::int64_t>& strides) {
     std::vector<cuuint64_t> dims(sizes.begin(), sizes.end()), steps(strides.begin(), strides.end());
-    // Of an axis of one element, or one that is broadcast, the stride is 0, which the driver
-    // refuses in some versions where the axis has one element.
+    // Where all heads or batch entries are one, the stride is 0: the map has one, and kernels ask
+    // for that one.
     for (std::size_t i = 0; i < steps.size(); ++i)
-      if (dims[i + 1] == 1 && steps[i] == 0) steps[i] = std::max<cuuint64_t>(16, steps[0]);
+      if (steps[i] == 0) dims[i + 1] = 1, steps[i] = 16;
     std::vector<cuuint32_t> box(sizes.size(), 1), ones(sizes.size(), 1);
     box[0] = tiles.columns;
     box[1] = rows;
@@ -49,7 +48,7 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
         &map, type_of(s.dtype), static_cast<cuuint32_t>(sizes.size()),
         reinterpret_cast<void*>(address),  // NOLINT(performance-no-int-to-ptr)
         dims.data(), steps.data(), box.data(), ones.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
-        swizzle_of(tiles.columns * size), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        swizzle_of(tiles.columns * size), CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return map;
   };

@@ -99,7 +99,8 @@ Work work_of(const Layout& layout, const core::Block& block, const ChunkBox& box
           .tile_rows = layout.tiling.tile_rows,
           .max_groups = max_groups,
           .partials = layout.partial_rows(block.row_end - block.row_begin),
-          .decode = layout.tiling.decode};
+          .decode = layout.tiling.decode,
+          .folds = layout.tiling.folds};
 }
 
 std::int64_t copy_mask(const Layout& layout, const core::Block& block, const ChunkBox& box,

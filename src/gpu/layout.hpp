@@ -22,6 +22,8 @@ struct Tiling {
   std::int64_t split_len = 0;
   std::int64_t tile_rows = 0;  ///< row indices of a workgroup
   bool decode = false;         ///< short kernels, which give partial states only
+  bool folds = false;  ///< it goes on from the state, split after split: never partial states
+  std::int64_t flag_rows = 0;  ///< row indices that share a flag of the kernel's; 0 without flags
 };
 
 /// Sizes in bytes, for a block of `groups` x `rows`.
@@ -45,10 +47,17 @@ struct Layout {
   std::int64_t ml(std::int64_t states) const { return states * 8; }
   /// Partial states that wait to be merged: at least one split of one group.
   std::int64_t partial_rows(std::int64_t rows) const {
+    if (tiling.folds) return 0;
     const std::int64_t indices = rows * problem.group_size();
     const std::int64_t tiles = tiling.decode ? kDecodeTiles : kBusyTiles;
     return std::max(indices, std::min(tiles * std::min(indices, tiling.tile_rows),
                                       kMaxPartials / (padded_value_dim() * 4)));
+  }
+  /// The flags, 32 bits each.
+  std::int64_t flags(std::int64_t groups, std::int64_t rows) const {
+    if (tiling.flag_rows == 0) return 0;
+    const std::int64_t tiles = ceil_div(rows * problem.group_size(), tiling.tile_rows);
+    return 4 * groups * tiles * (tiling.tile_rows / tiling.flag_rows);
   }
   /// Keys and values of a window that every group of a chunk needs.
   std::int64_t key_bytes(std::int64_t groups) const { return groups * (k_pitch() + v_pitch()); }
@@ -93,7 +102,7 @@ struct Layout {
     const std::int64_t n = states(groups, rows), p = partial_rows(rows);
     const std::int64_t copies = shared_memory ? 1 : 2;  // on the host's side and on the device's
     return copies * (q(n) + kFrames * (window(groups, rows) + mask(groups, rows))) + o(n) +
-           2 * ml(n) + o(p) + ml(p) + 2 * piece(n);
+           2 * ml(n) + o(p) + ml(p) + 2 * piece(n) + flags(groups, rows);
   }
 };
 

@@ -28,8 +28,9 @@ std::vector<Wave> cut(const Work& work, const Wave& step) {
 
 Waves cut_chunk(const Work& work) {
   const bool direct =
-      !work.decode && (work.splits == 1 || 2 * work.indices > work.partials ||
-                       ceil_div(work.indices, work.tile_rows) * work.groups >= kBusyTiles);
+      work.folds ||
+      (!work.decode && (work.splits == 1 || 2 * work.indices > work.partials ||
+                        ceil_div(work.indices, work.tile_rows) * work.groups >= kBusyTiles));
   Wave step;
   if (direct) {
     step.num_groups = std::min(work.groups, work.max_groups);

@@ -21,6 +21,7 @@ struct Work {
   std::int64_t max_groups = 0;  ///< workgroups along z that the device takes
   std::int64_t partials = 0;    ///< partial states that there is room for
   bool decode = false;          ///< the kernel gives partial states only
+  bool folds = false;           ///< it never gives any
 };
 
 struct Waves {

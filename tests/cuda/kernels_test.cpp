@@ -2,6 +2,8 @@
 // shape (tr = 16) and see it fail.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <regex>
 #include <set>
 #include <sstream>
@@ -62,9 +64,33 @@ int reported(const std::string& log, const std::string& unit) {
   return most;
 }
 
+/// Bytes that a kernel may put aside. Where warps have roles (wgmma.cu) those that copy have few
+/// registers; careful passes and masks, which few tiles need, put more aside.
+int spills_of(const KernelSpec& spec) {
+  if (!spec.jobs) return 0;
+  const auto has = [&](const char* option) {
+    return std::ranges::find(spec.options, option) != spec.options.end();
+  };
+  return has("-DKEYFOLD_CAREFUL=0") && has("-DKEYFOLD_FINISHED=0") ? 256 : 2560;
+}
+
+/// The kernels that a problem may need on a device.
+std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& traits) {
+  std::vector<KernelSpec> all;
+  for (const std::string& name : kernel_names(traits)) {
+    setenv("KEYFOLD_CUDA_KERNEL", name.c_str(), 1);
+    const Shapes shapes(problem, traits);
+    for (const bool partial : {false, true}) all.push_back(shapes.main(partial));
+    if (shapes.careful()) all.push_back(*shapes.careful());
+    all.push_back(shapes.merge());
+  }
+  unsetenv("KEYFOLD_CUDA_KERNEL");
+  return all;
+}
+
 class Kernels : public testing::TestWithParam<std::tuple<int, DType>> {};
 
-TEST_P(Kernels, CompileWithoutSpills) {
+TEST_P(Kernels, CompileIntoRegisters) {
   KEYFOLD_NEEDS_NVRTC();
   const auto [capability, dtype] = GetParam();
   const std::string target = nvrtc->target(capability);
@@ -77,8 +103,9 @@ TEST_P(Kernels, CompileWithoutSpills) {
         Dims{512, 512}, Dims{576, 512}, Dims{576, 576}, Dims{1, 1}}) {
     for (const Variant& variant : variants(dims.head_dim == 128)) {
       const core::Problem problem = problem_of(dtype, dims, variant);
-      const Shapes shapes(problem, traits);
-      for (KernelSpec spec : {shapes.main(false), shapes.main(true), shapes.merge()}) {
+      for (KernelSpec& spec : kernels_of(problem, traits)) {
+        // Of a mask's dtype one instruction depends, and these kernels take long to compile.
+        if (spec.jobs && variant.mask && variant.mask != DType::kFloat16) continue;
         if (!seen.insert(spec.options).second) continue;
         std::ostringstream name;
         name << spec.entry;
@@ -91,9 +118,10 @@ TEST_P(Kernels, CompileWithoutSpills) {
         const int registers = reported(log, "registers"), most = 65536 / int(spec.threads);
         EXPECT_GT(registers, 0) << log;
         EXPECT_LE(registers, most) << log;
-        EXPECT_EQ(reported(log, "bytes spill stores"), 0) << log;
-        EXPECT_EQ(reported(log, "bytes stack frame"), 0) << log;
-        EXPECT_LE(spec.shared_bytes, kMaxSharedBytes);
+        EXPECT_LE(reported(log, "bytes spill stores"), spills_of(spec)) << log;
+        EXPECT_LE(reported(log, "bytes stack frame"), spills_of(spec)) << log;
+        EXPECT_EQ(log.find("serialized"), std::string::npos) << log;  // products that wait
+        EXPECT_LE(spec.shared_bytes, spec.jobs ? 227u << 10 : kMaxSharedBytes);
       }
     }
   }
