@@ -98,9 +98,8 @@ TEST_P(Kernels, CompileIntoRegisters) {
   Traits traits;
   traits.capability = capability;
   std::set<std::vector<std::string>> seen;
-  for (const Dims dims :
-       {Dims{128, 128}, Dims{64, 64}, Dims{256, 256}, Dims{40, 40}, Dims{192, 128}, Dims{576, 512},
-        Dims{1, 1}}) {
+  for (const Dims dims : {Dims{128, 128}, Dims{64, 64}, Dims{256, 256}, Dims{40, 40},
+                          Dims{192, 128}, Dims{576, 512}, Dims{1, 1}}) {
     for (const Variant& variant : variants(dims.head_dim == 128)) {
       const core::Problem problem = problem_of(dtype, dims, variant);
       for (KernelSpec& spec : kernels_of(problem, traits)) {
