@@ -98,8 +98,12 @@ TEST_P(Kernels, CompileIntoRegisters) {
   Traits traits;
   traits.capability = capability;
   std::set<std::vector<std::string>> seen;
-  for (const Dims dims : {Dims{128, 128}, Dims{64, 64}, Dims{256, 256}, Dims{40, 40},
-                          Dims{192, 128}, Dims{576, 512}, Dims{1, 1}}) {
+  std::vector<Dims> all{{128, 128}, {64, 64}, {256, 256}};
+  if (dtype != DType::kBFloat16) {  // which differs from float16 in the loads only
+    for (const Dims more : {Dims{40, 40}, Dims{192, 128}, Dims{576, 512}, Dims{1, 1}})
+      all.push_back(more);
+  }
+  for (const Dims dims : all) {
     for (const Variant& variant : variants(dims.head_dim == 128)) {
       const core::Problem problem = problem_of(dtype, dims, variant);
       for (KernelSpec& spec : kernels_of(problem, traits)) {
