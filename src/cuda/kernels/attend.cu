@@ -451,8 +451,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         t.multiply(k, key, batch.limit);
         const bool whole = key >= late.begin && key + i32(kKeys) <= smaller(early.end, split_end) &&
                            t.first + kRows <= params.index_end;
-        t.load_values(v, key + i32(first_key), batch.limit);  // on their way during the softmax
+        // On their way during the softmax, which needs the registers itself where there is a mask.
+        if (kMaskType == 0) t.load_values(v, key + i32(first_key), batch.limit);
         t.soften(batch_index, key, split_end, whole);
+        if (kMaskType != 0) t.load_values(v, key + i32(first_key), batch.limit);
         if (key + i32(kKeys) < end) t.load_slice(k, key + i32(kKeys), batch.limit, 0);
         t.weigh(v, key, first_key, last_key, batch.limit, exact);
       }
