@@ -4,10 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
-#include <vector>
 
 #include "cuda/driver.hpp"
+#include "gpu/idle.hpp"
 
 namespace keyfold::cuda {
 
@@ -39,16 +38,14 @@ class BufferPool {
 
   /// A buffer of at least `size` > 0 bytes. Throws Failure.
   std::unique_ptr<Buffer> take(Use use, std::int64_t size);
-  void put_back(std::unique_ptr<Buffer> buffer) noexcept;
+  void put_back(std::unique_ptr<Buffer> buffer) noexcept { idle_.put_back(std::move(buffer)); }
   /// A buffer that never comes from the pool nor goes there.
   std::unique_ptr<Buffer> allocate(Use use, std::int64_t size);
 
  private:
   const Driver& driver_;
   CUcontext context_;
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Buffer>> idle_;  // the longest idle first
-  std::int64_t idle_bytes_ = 0;
+  gpu::IdleBuffers<Buffer> idle_;
 };
 
 }  // namespace keyfold::cuda

@@ -1,7 +1,6 @@
 // Making what a device works with.
 #include "cuda/device.hpp"
 
-#include <new>
 #include <utility>
 
 namespace keyfold::cuda {
@@ -54,24 +53,8 @@ Device::Device(const Driver& driver, CUdevice device, const Traits& traits, cons
       modules_(driver, context_, nvrtc, traits.capability) {}
 
 std::unique_ptr<StreamParts> Device::take_stream() {
-  {
-    const std::lock_guard lock(streams_mutex_);
-    if (!idle_streams_.empty()) {
-      std::unique_ptr<StreamParts> found = std::move(idle_streams_.back());
-      idle_streams_.pop_back();
-      return found;
-    }
-  }
+  if (auto found = idle_streams_.take()) return found;
   return std::make_unique<StreamParts>(driver_, context_);
-}
-
-void Device::put_back(std::unique_ptr<StreamParts> parts) noexcept {
-  const std::lock_guard lock(streams_mutex_);
-  try {
-    idle_streams_.push_back(std::move(parts));
-  } catch (const std::bad_alloc&) {
-    return;  // then it is freed
-  }
 }
 
 }  // namespace keyfold::cuda

@@ -8,9 +8,6 @@
 
 namespace keyfold::cuda {
 
-/// Elements of a row as it is stored: `dim` padded to whole 16-byte words.
-std::uint32_t padded_dim(DType dtype, std::int64_t dim);
-
 /// What a shape depends on. Nothing of the device enters: shapes decide the order of sums, and so
 /// the bits of results.
 struct ShapeQuery {

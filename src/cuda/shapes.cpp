@@ -2,24 +2,11 @@
 #include "cuda/shapes.hpp"
 
 #include <algorithm>
-#include <cstdlib>
 
-#include "keyfold/error.hpp"
+#include "gpu/kernel_options.hpp"
 
 namespace keyfold::cuda {
 namespace {
-
-/// kMaskType of kernels/params.cuh.
-std::uint32_t mask_type(const core::Problem& problem) {
-  if (!problem.mask) return 0;
-  switch (problem.mask->dtype) {
-    case DType::kBool: return 1;
-    case DType::kFloat32: return 2;
-    case DType::kFloat16: return 3;
-    case DType::kBFloat16: return 4;
-  }
-  return 0;
-}
 
 std::string define(const char* name, std::uint32_t value) {
   return std::string("-DKEYFOLD_") + name + "=" + std::to_string(value);
@@ -35,16 +22,7 @@ std::vector<std::string> kernel_names(const Traits& traits) {
 }
 
 std::string selected_kernel(const Traits& traits) {
-  const std::vector<std::string> names = kernel_names(traits);
-  const char* wanted = std::getenv("KEYFOLD_CUDA_KERNEL");
-  if (wanted == nullptr) return names.front();
-  std::string all;
-  for (const std::string& name : names) {
-    if (name == wanted) return name;
-    all += (all.empty() ? "" : ", ") + name;
-  }
-  throw InvalidArgument("KEYFOLD_CUDA_KERNEL", "expected one of " + all + " for " + traits.name +
-                                                   ", got '" + std::string(wanted) + "'");
+  return gpu::kernel_by_name("KEYFOLD_CUDA_KERNEL", kernel_names(traits), traits.name);
 }
 
 Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(problem) {
@@ -78,16 +56,16 @@ KernelSpec Shapes::spec(const std::string& name, std::uint32_t threads,
                         std::uint32_t shared_bytes) const {
   const AttentionShape& s = problem_.shape;
   const bool scores = name != "merge";
-  const std::uint32_t value_dim = padded_dim(s.dtype, s.value_dim);
+  const std::uint32_t value_dim = gpu::padded_dim(s.dtype, s.value_dim);
   return {.file = name + ".cu",
           .entry = name,
           .options = {"--std=c++17",
                       // Results must not depend on what a compiler chooses to fuse.
                       "--fmad=false", define("THREADS", threads),
                       define("DTYPE", scores ? static_cast<std::uint32_t>(s.dtype) : 0),
-                      define("HEAD_DIM", scores ? padded_dim(s.dtype, s.head_dim) : value_dim),
+                      define("HEAD_DIM", scores ? gpu::padded_dim(s.dtype, s.head_dim) : value_dim),
                       define("VALUE_DIM", value_dim),
-                      define("MASK_TYPE", scores ? mask_type(problem_) : 0),
+                      define("MASK_TYPE", scores ? gpu::mask_type(problem_) : 0),
                       define("SOFTCAP", scores && problem_.softcap > 0 ? 1 : 0),
                       define("SPLIT_LEN", scores ? u32(tiling_.split_len) : 1)},
           .threads = threads,
@@ -96,8 +74,7 @@ KernelSpec Shapes::spec(const std::string& name, std::uint32_t threads,
 
 KernelSpec Shapes::wgmma(bool careful) const {
   KernelSpec kernel = spec("wgmma", wgmma_->threads(), wgmma_->shared_bytes);
-  // A scale that turns the order of scores around can't wait until the maximum is found.
-  const bool finished = problem_.mask.has_value() || problem_.softcap > 0 || !(problem_.scale > 0);
+  const bool finished = gpu::finishes_scores(problem_);
   for (std::string& option :
        std::vector{define("WARPGROUPS", wgmma_->warpgroups), define("KEYS", wgmma_->keys),
                    define("FINISHED", finished ? 1 : 0), define("CAREFUL", careful ? 1 : 0)}) {

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "cuda/kernel_shape.hpp"
+#include "gpu/kernel_options.hpp"
 
 namespace keyfold::cuda {
 namespace {
@@ -52,8 +52,8 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return map;
   };
-  const std::int64_t head = padded_dim(s.dtype, s.head_dim),
-                     value = padded_dim(s.dtype, s.value_dim);
+  const std::int64_t head = gpu::padded_dim(s.dtype, s.head_dim),
+                     value = gpu::padded_dim(s.dtype, s.value_dim);
   const std::int64_t indices = p.block_indices, keys = p.num_keys;
   return {encode(p.q, tiles.q_rows, {head, indices, groups}, {head * size, indices * head * size}),
           encode(p.k, tiles.k_rows, {head, keys, s.num_kv_heads, s.batch},

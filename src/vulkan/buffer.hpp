@@ -3,10 +3,9 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
-#include <vector>
 #include <vulkan/vulkan_raii.hpp>
 
+#include "gpu/idle.hpp"
 #include "gpu/params.hpp"
 
 namespace keyfold::vulkan {
@@ -39,7 +38,7 @@ class BufferPool {
 
   /// A buffer of at least `size` > 0 bytes. Throws vk::OutOfDeviceMemoryError.
   std::unique_ptr<Buffer> take(Use use, std::int64_t size);
-  void put_back(std::unique_ptr<Buffer> buffer) noexcept;
+  void put_back(std::unique_ptr<Buffer> buffer) noexcept { idle_.put_back(std::move(buffer)); }
   /// A buffer that never comes from the pool nor goes there.
   std::unique_ptr<Buffer> allocate(Use use, std::int64_t size);
 
@@ -48,9 +47,7 @@ class BufferPool {
 
   vk::PhysicalDeviceMemoryProperties types_;
   const vk::raii::Device& device_;
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Buffer>> idle_;  // the longest idle first
-  std::int64_t idle_bytes_ = 0;
+  gpu::IdleBuffers<Buffer> idle_;
 };
 
 }  // namespace keyfold::vulkan

@@ -1,7 +1,6 @@
 // Making a logical device.
 #include "vulkan/device.hpp"
 
-#include <new>
 #include <utility>
 #include <vector>
 
@@ -62,24 +61,8 @@ Device::Device(const vk::raii::PhysicalDevice& physical, const Traits& traits)
       pipelines_(traits_, physical, device_) {}
 
 std::unique_ptr<StreamParts> Device::take_stream() {
-  {
-    const std::lock_guard lock(streams_mutex_);
-    if (!idle_streams_.empty()) {
-      std::unique_ptr<StreamParts> found = std::move(idle_streams_.back());
-      idle_streams_.pop_back();
-      return found;
-    }
-  }
+  if (auto found = idle_streams_.take()) return found;
   return std::make_unique<StreamParts>(device_, traits_.queue_family);
-}
-
-void Device::put_back(std::unique_ptr<StreamParts> parts) noexcept {
-  const std::lock_guard lock(streams_mutex_);
-  try {
-    idle_streams_.push_back(std::move(parts));
-  } catch (const std::bad_alloc&) {
-    return;  // then it is freed
-  }
 }
 
 void Device::submit(vk::CommandBuffer commands, vk::Semaphore timeline, std::uint64_t value) {

@@ -36,7 +36,9 @@ class Device {
   Pipelines& pipelines() { return pipelines_; }
   std::unique_ptr<StreamParts> take_stream();
   /// All that was submitted with it is done.
-  void put_back(std::unique_ptr<StreamParts> parts) noexcept;
+  void put_back(std::unique_ptr<StreamParts> parts) noexcept {
+    idle_streams_.put_back(std::move(parts));
+  }
   /// Queues a command buffer that sets the timeline semaphore to `value` when it is done.
   void submit(vk::CommandBuffer commands, vk::Semaphore timeline, std::uint64_t value);
 
@@ -47,32 +49,10 @@ class Device {
   std::mutex queue_mutex_;
   BufferPool buffers_;
   Pipelines pipelines_;
-  std::mutex streams_mutex_;
-  std::vector<std::unique_ptr<StreamParts>> idle_streams_;
+  gpu::Idle<StreamParts> idle_streams_;
 };
 
 /// A buffer on loan from its device's pool.
-class BufferLease {
- public:
-  BufferLease() = default;
-  BufferLease(std::shared_ptr<Device> device, Use use, std::int64_t size)
-      : device_(std::move(device)), buffer_(device_->buffers().take(use, size)) {}
-  BufferLease(BufferLease&&) noexcept = default;
-  BufferLease& operator=(BufferLease&& other) noexcept {
-    std::swap(device_, other.device_);
-    std::swap(buffer_, other.buffer_);
-    return *this;
-  }
-  ~BufferLease() {
-    if (buffer_) device_->buffers().put_back(std::move(buffer_));
-  }
-
-  explicit operator bool() const { return buffer_ != nullptr; }
-  const Buffer* operator->() const { return buffer_.get(); }
-
- private:
-  std::shared_ptr<Device> device_;
-  std::unique_ptr<Buffer> buffer_;
-};
+using BufferLease = gpu::Lease<Device, Buffer>;
 
 }  // namespace keyfold::vulkan

@@ -4,6 +4,8 @@
 #include <bit>
 #include <stdexcept>
 
+#include "gpu/kernel_options.hpp"
+
 namespace keyfold::vulkan {
 namespace {
 
@@ -17,8 +19,8 @@ std::uint32_t ceil_div(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / 
 struct Dims {
   explicit Dims(const ShapeQuery& query)
       : elements(query.dtype == DType::kFloat32 ? 4 : 8),
-        head_words(padded_dim(query.dtype, query.head_dim) / elements),
-        value_words(padded_dim(query.dtype, query.value_dim) / elements),
+        head_words(gpu::padded_dim(query.dtype, query.head_dim) / elements),
+        value_words(gpu::padded_dim(query.dtype, query.value_dim) / elements),
         value_vecs(value_words * elements / 4) {}
   std::uint32_t elements;  ///< in a 16-byte word
   std::uint32_t head_words, value_words, value_vecs;
@@ -57,11 +59,6 @@ std::uint32_t lanes_for(std::uint32_t words, std::uint32_t subgroup_size) {
 }
 
 }  // namespace
-
-std::uint32_t padded_dim(DType dtype, std::int64_t dim) {
-  const auto elements = static_cast<std::uint32_t>(16 / size_of(dtype));
-  return ceil_div(static_cast<std::uint32_t>(dim), elements) * elements;
-}
 
 AttendShape attend_shape(const ShapeQuery& query) {
   const Dims dims(query);
@@ -139,7 +136,7 @@ std::uint32_t DecodeShape::rows(std::int64_t num_indices) const {
 
 MergeShape merge_shape(const ShapeQuery& query, bool many) {
   constexpr std::uint32_t kThreads = 128;  // every device has as many, in whole subgroups
-  const std::uint32_t dim = padded_dim(query.dtype, query.value_dim);
+  const std::uint32_t dim = gpu::padded_dim(query.dtype, query.value_dim);
   MergeShape s;
   s.lanes = std::clamp(std::bit_ceil(dim), 32u, kThreads);
   s.rows = kThreads / s.lanes;

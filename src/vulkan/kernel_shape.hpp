@@ -20,9 +20,6 @@ struct ShapeQuery {
   std::uint32_t max_workgroup_invocations = 0;
 };
 
-/// Elements of a row as it is stored: `dim` padded to whole 16-byte words.
-std::uint32_t padded_dim(DType dtype, std::int64_t dim);
-
 /// Keys of a split of each kernel: constants, as bits depend on them.
 inline constexpr std::uint32_t kPrefillSplitLen = 1024;
 inline constexpr std::uint32_t kMatrixSplitLen = 2048;

@@ -1,25 +1,12 @@
 // Constants of the kernels.
 #include "vulkan/shapes.hpp"
 
-#include <cstdlib>
 #include <stdexcept>
 
-#include "keyfold/error.hpp"
+#include "gpu/kernel_options.hpp"
 
 namespace keyfold::vulkan {
 namespace {
-
-/// kMaskType of shaders/params.glsl.
-std::uint32_t mask_type(const core::Problem& problem) {
-  if (!problem.mask) return 0;
-  switch (problem.mask->dtype) {
-    case DType::kBool: return 1;
-    case DType::kFloat32: return 2;
-    case DType::kFloat16: return 3;
-    case DType::kBFloat16: return 4;
-  }
-  return 0;
-}
 
 ShapeQuery query_of(DType dtype, std::int64_t head_dim, std::int64_t value_dim,
                     const Traits& traits) {
@@ -42,16 +29,7 @@ std::vector<std::string> kernel_names(const Traits& traits) {
 }
 
 std::string selected_kernel(const Traits& traits) {
-  const std::vector<std::string> names = kernel_names(traits);
-  const char* wanted = std::getenv("KEYFOLD_VULKAN_KERNEL");
-  if (wanted == nullptr) return names.front();
-  std::string all;
-  for (const std::string& name : names) {
-    if (name == wanted) return name;
-    all += (all.empty() ? "" : ", ") + name;
-  }
-  throw InvalidArgument("KEYFOLD_VULKAN_KERNEL", "expected one of " + all + " for " + traits.name +
-                                                     ", got '" + std::string(wanted) + "'");
+  return gpu::kernel_by_name("KEYFOLD_VULKAN_KERNEL", kernel_names(traits), traits.name);
 }
 
 std::int64_t max_head_dim(const Traits& traits) {
@@ -112,9 +90,9 @@ Constants Shapes::common(std::uint32_t workgroup) const {
   const AttentionShape& s = problem_.shape;
   return {{0, workgroup},
           {1, static_cast<std::uint32_t>(s.dtype)},
-          {2, padded_dim(s.dtype, s.head_dim)},
-          {3, padded_dim(s.dtype, s.value_dim)},
-          {4, mask_type(problem_)},
+          {2, gpu::padded_dim(s.dtype, s.head_dim)},
+          {3, gpu::padded_dim(s.dtype, s.value_dim)},
+          {4, gpu::mask_type(problem_)},
           {5, problem_.softcap > 0 ? 1u : 0u},
           {6, static_cast<std::uint32_t>(split_len())}};
 }
@@ -129,9 +107,7 @@ Constants Shapes::constants(Kernel kernel, bool partial) const {
     workgroup = decode_.workgroup();
     own = decode_.constants(tile_rows_);
   } else if (matrices()) {
-    // A scale that turns the order of scores around can't wait until the maximum is found.
-    const bool finished =
-        problem_.mask.has_value() || problem_.softcap > 0 || !(problem_.scale > 0);
+    const bool finished = gpu::finishes_scores(problem_);
     workgroup = matrix_.workgroup();
     own = matrix_.constants(partial, finished);
   } else {
