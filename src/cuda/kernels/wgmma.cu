@@ -192,7 +192,8 @@ KEYFOLD_INLINE float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// score() with tanh by two instructions: its error, 2^-22, is far below that of 16-bit products.
+// score() with tanh by two instructions, whose errors of 2^-22 are far below those of 16-bit
+// products.
 KEYFOLD_INLINE float fast_score(const Params& p, float product, u64 mask) {
   float s = product * p.scale;
   if constexpr (kSoftcap) {
@@ -378,7 +379,9 @@ KEYFOLD_INLINE void store_state(const Rows& c, const Params& p, const u64 (&stat
   if (lane % 4 != 0) return;
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
-    if (inside[r]) write(p.ml + 8 * state[r], float2{c.m[r], c.l[r] * kWeightUnit});
+    if (!inside[r]) continue;
+    // A NaN score, or one of +Inf: the row stays NaN whatever it is merged with.
+    write(p.ml + 8 * state[r], float2{is_nan(c.l[r]) ? nan() : c.m[r], c.l[r] * kWeightUnit});
   }
 }
 
