@@ -67,12 +67,11 @@ int reported(const std::string& log, const std::string& unit) {
 /// Bytes that a kernel may put aside. Where warps have roles (wgmma.cu) those that copy have few
 /// registers; careful passes and masks, which few tiles need, put more aside.
 int spills_of(const KernelSpec& spec) {
+  if (!spec.jobs) return 0;
   const auto has = [&](const char* option) {
     return std::ranges::find(spec.options, option) != spec.options.end();
   };
-  // On sm_120 the scalar kernel puts 44 bytes aside where it reads masks.
-  if (!spec.jobs) return spec.entry == "attend" && !has("-DKEYFOLD_MASK_TYPE=0") ? 48 : 0;
-  return has("-DKEYFOLD_CAREFUL=0") && has("-DKEYFOLD_FINISHED=0") ? 256 : 2560;
+  return has("-DKEYFOLD_CAREFUL=0") && has("-DKEYFOLD_FINISHED=0") ? 256 : 3072;
 }
 
 /// The kernels that a problem may need on a device.
