@@ -4,6 +4,8 @@
 #include <string>
 #include <utility>
 
+#include "cuda/device_run.hpp"
+#include "cuda/errors.hpp"
 #include "cuda/gpu.hpp"
 #include "cuda/memory.hpp"
 #include "cuda/run.hpp"
@@ -26,7 +28,7 @@ std::string watchdog_of(const Traits& traits) {
 class CudaBackend : public core::Backend {
  public:
   CudaBackend(std::string name, const Driver& driver, int ordinal)
-      : name_(std::move(name)), gpu_(driver, ordinal) {}
+      : name_(std::move(name)), ordinal_(ordinal), gpu_(driver, ordinal) {}
 
   DeviceInfo device() const override {
     const Traits& t = gpu_.traits();
@@ -46,6 +48,31 @@ class CudaBackend : public core::Backend {
             .max_shared_bytes = t.max_shared_bytes,
             .subgroup_size = kWarp,
             .decode_as_prefill = false};
+  }
+
+  bool reaches(const keyfold::Device& where) const override {
+    return where.type == DeviceType::kCpu || where.index == ordinal_;
+  }
+
+  void check_reaches(const char* name, const TensorView& tensor) const override {
+    const auto address = reinterpret_cast<CUdeviceptr>(tensor.data);
+    guard_begin(gpu_, [&](const std::shared_ptr<Device>&) {
+      const auto ask = [&](CUpointer_attribute which) -> std::optional<int> {
+        int value = 0;
+        if (gpu_.driver().pointer_get_attribute.quietly(static_cast<void*>(&value), which,
+                                                        address) != CUDA_SUCCESS) {
+          return std::nullopt;
+        }
+        return value;
+      };
+      const std::optional<int> type = ask(CU_POINTER_ATTRIBUTE_MEMORY_TYPE),
+                               owner = ask(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL);
+      if (type && (type != CU_MEMORYTYPE_DEVICE || owner == ordinal_)) return;
+      throw InvalidArgument(name, "expected memory on CUDA device " + std::to_string(ordinal_) +
+                                      ", got an address " +
+                                      (type ? "on CUDA device " + std::to_string(owner.value_or(-1))
+                                            : "that CUDA does not know"));
+    });
   }
 
   std::string unsupported(const core::Problem& problem) const override {
@@ -71,6 +98,9 @@ class CudaBackend : public core::Backend {
 
   std::int64_t scratch_bytes(const core::Problem& problem, std::int64_t groups, std::int64_t rows,
                              int) const override {
+    if (problem.device != keyfold::Device{}) {
+      return DeviceRun::scratch_bytes(layout(problem), groups, rows);
+    }
     return layout(problem).total(groups, rows);
   }
 
@@ -90,6 +120,9 @@ class CudaBackend : public core::Backend {
 
   std::unique_ptr<core::Run> begin(const core::Problem& problem, const core::Block& block,
                                    int num_threads) override {
+    if (problem.device != keyfold::Device{}) {
+      return std::make_unique<DeviceRun>(gpu_, problem, block);
+    }
     return std::make_unique<CudaRun>(gpu_, problem, block, num_threads);
   }
 
@@ -99,7 +132,8 @@ class CudaBackend : public core::Backend {
   }
 
   std::string name_;
-  Gpu gpu_;
+  int ordinal_;
+  mutable Gpu gpu_;
 };
 
 }  // namespace

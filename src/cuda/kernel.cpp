@@ -10,6 +10,7 @@
 #include "hopper.cuh.hpp"
 #include "merge.cu.hpp"
 #include "params.cuh.hpp"
+#include "tensors.cu.hpp"
 #include "wgmma.cu.hpp"
 
 namespace keyfold::cuda {
@@ -18,6 +19,7 @@ SourceFile kernel_source(const std::string& file) {
   for (const SourceFile& source : {SourceFile{"attend.cu", kernels::attend_cu},
                                    {"decode.cu", kernels::decode_cu},
                                    {"merge.cu", kernels::merge_cu},
+                                   {"tensors.cu", kernels::tensors_cu},
                                    {"wgmma.cu", kernels::wgmma_cu}}) {
     if (file == source.name) return source;
   }
