@@ -56,7 +56,8 @@ DeviceRun::DeviceRun(Gpu& gpu, const core::Problem& problem, const core::Block& 
   guard_begin(gpu_, [&](const std::shared_ptr<Device>& device) {
     device_ = device;
     stream_.emplace(device_, problem.stream);
-    tensors_.emplace(*device_, problem_, stream_->get());
+    tensors_.emplace(*device_, problem_);
+    tensors_->preload();
     const Parts parts(layout_, groups(), rows());
     scratch_ = {*device_, stream_->get(), parts.end};
     const auto at = [&](std::int64_t part) {
@@ -66,7 +67,8 @@ DeviceRun::DeviceRun(Gpu& gpu, const core::Problem& problem, const core::Block& 
                at(parts.flags)};
     batches_ = at(parts.batches);
     launcher_.emplace(*device_, block_, shapes_, layout_, memory_);
-    tensors_->gather({.place = place(),
+    tensors_->gather(stream_->get(),
+                     {.place = place_of(problem_, block_),
                       .from = rows_of(problem_.q, problem_.group_size(), block_.row_begin),
                       .to = memory_.q,
                       .o = memory_.state,
@@ -80,15 +82,6 @@ DeviceRun::DeviceRun(Gpu& gpu, const core::Problem& problem, const core::Block& 
 
 DeviceRun::~DeviceRun() {
   if (stream_ && !finished_) stream_->drain();
-}
-
-RowsPlace DeviceRun::place() const {
-  const std::int64_t indices = rows() * problem_.group_size();
-  return {.group = static_cast<std::uint32_t>(block_.group_begin),
-          .kv_heads = static_cast<std::uint32_t>(problem_.shape.num_kv_heads),
-          .heads = static_cast<std::uint32_t>(problem_.group_size()),
-          .indices = static_cast<std::uint32_t>(indices),
-          .count = static_cast<std::uint64_t>(groups() * indices)};
 }
 
 std::vector<ChunkBox> DeviceRun::boxes_of(const ChunkBox& box, bool in_place) const {
@@ -134,7 +127,8 @@ void DeviceRun::gather_keys(const ChunkBox& box, const core::KeySource& source) 
   gpu::Address to = window_.address();
   for (const auto& [tensor, pitch] :
        {std::pair{&source.k, layout_.k_pitch()}, {&source.v, layout_.v_pitch()}}) {
-    tensors_->gather({.place = {.group = static_cast<std::uint32_t>(box.group_begin),
+    tensors_->gather(stream_->get(),
+                     {.place = {.group = static_cast<std::uint32_t>(box.group_begin),
                                 .kv_heads = static_cast<std::uint32_t>(problem_.shape.num_kv_heads),
                                 .heads = 1,
                                 .indices = static_cast<std::uint32_t>(keys),
@@ -160,7 +154,7 @@ void DeviceRun::submit(const core::Chunk& chunk, const core::KeySource& source) 
     stream_->submit([&] {
       for (const Piece& piece : pieces) {
         if (!there) gather_keys(piece.box, source);
-        tensors_->batches(layout_, block_, piece.box, batches_);
+        tensors_->batches(stream_->get(), layout_, block_, piece.box, batches_);
         launcher_->run(stream_->get(), piece.launches);
       }
     });
@@ -183,7 +177,7 @@ void DeviceRun::finish(const MutableTensorView& out, const std::optional<Mutable
   guarded([&] {
     const std::int64_t heads = problem_.group_size();
     Finish what{
-        .place = place(),
+        .place = place_of(problem_, block_),
         .o = memory_.state,
         .ml = memory_.state + static_cast<gpu::Address>(layout_.o(gpu::states_of(layout_, block_))),
         .out = rows_of(out, heads, block_.row_begin),
@@ -195,7 +189,7 @@ void DeviceRun::finish(const MutableTensorView& out, const std::optional<Mutable
       what.sink_step = sinks->strides[1] * size_of(sinks->dtype);
       what.sinks_wide = sinks->dtype == DType::kFloat32 ? 1 : 0;
     }
-    tensors_->finish(what);
+    tensors_->finish(stream_->get(), what);
     finished_ = true;
   });
 }

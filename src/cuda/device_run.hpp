@@ -44,7 +44,6 @@ class DeviceRun : public core::Run {
   Piece piece_of(const ChunkBox& box, const core::KeySource& source, bool in_place) const;
   void point_at_mask(const ChunkBox& box, gpu::Params& params) const;
   void gather_keys(const ChunkBox& box, const core::KeySource& source) const;
-  RowsPlace place() const;
   std::int64_t groups() const { return block_.group_end - block_.group_begin; }
   std::int64_t rows() const { return block_.row_end - block_.row_begin; }
   template <class Body>

@@ -1,8 +1,7 @@
 // Launches of kernels/tensors.cu: what brings tensors on the device into a run and its result out.
 #pragma once
 
-#include <array>
-#include <optional>
+#include <vector>
 
 #include "core/backend.hpp"
 #include "cuda/device.hpp"
@@ -25,6 +24,8 @@ struct RowsPlace {
   std::uint64_t count = 0;
 };
 
+RowsPlace place_of(const core::Problem& problem, const core::Block& block);
+
 struct Gather {
   RowsPlace place;
   Rows from;
@@ -43,29 +44,28 @@ struct Finish {
   std::uint32_t value_dim = 0, padded_value_dim = 0;
 };
 
-/// Of one problem, on one stream, with the device's context current.
+/// Of one problem, with the device's context current. A kernel is loaded at its first use.
 class TensorKernels {
  public:
-  /// Loads what the problem needs.
-  TensorKernels(Device& device, const core::Problem& problem, CUstream stream);
+  TensorKernels(Device& device, const core::Problem& problem)
+      : device_(device), problem_(problem) {}
 
-  void gather(const Gather& what) const;
-  void finish(const Finish& what) const;
+  /// Loads all that a run over tensors on the device needs, so that no launch waits for it.
+  void preload() const;
+  void gather(CUstream stream, const Gather& what) const;
+  void finish(CUstream stream, const Finish& what) const;
   /// The Batch of each batch entry for a chunk, to `to`.
-  void batches(const gpu::Layout& layout, const core::Block& block, const ChunkBox& box,
-               gpu::Address to) const;
+  void batches(CUstream stream, const gpu::Layout& layout, const core::Block& block,
+               const ChunkBox& box, gpu::Address to) const;
 
-  /// For whatever dtype: all kernels that there are.
+  /// All kernels that there are for a dtype.
   static std::vector<KernelSpec> specs(DType dtype);
 
  private:
-  void launch(CUfunction function, std::int64_t blocks, std::uint32_t threads,
-              const void* params) const;
+  void launch(CUstream stream, const char* entry, std::int64_t blocks, const void* params) const;
 
-  const Driver& driver_;
+  Device& device_;
   const core::Problem& problem_;
-  CUstream stream_;
-  CUfunction gather_, finish_, batches_;
 };
 
 }  // namespace keyfold::cuda

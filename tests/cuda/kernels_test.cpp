@@ -10,6 +10,7 @@
 
 #include "cuda/compiler.hpp"
 #include "cuda/shapes.hpp"
+#include "cuda/tensors.hpp"
 
 namespace keyfold::cuda {
 namespace {
@@ -84,6 +85,7 @@ std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& t
     if (shapes.careful()) all.push_back(*shapes.careful());
     all.push_back(shapes.merge());
   }
+  for (KernelSpec& spec : TensorKernels::specs(problem.shape.dtype)) all.push_back(std::move(spec));
   unsetenv("KEYFOLD_CUDA_KERNEL");
   return all;
 }
@@ -109,7 +111,9 @@ TEST_P(Kernels, CompileIntoRegisters) {
       for (KernelSpec& spec : kernels_of(problem, traits)) {
         // Of a mask's dtype one instruction depends, and these kernels take long to compile.
         if (spec.jobs && variant.mask && variant.mask != DType::kFloat16) continue;
-        if (!seen.insert(spec.options).second) continue;
+        std::vector<std::string> key = spec.options;
+        key.push_back(spec.entry);
+        if (!seen.insert(std::move(key)).second) continue;
         std::ostringstream name;
         name << spec.entry;
         for (const std::string& option : spec.options) name << ' ' << option;
