@@ -65,6 +65,10 @@ def check_tensors(**arrays: Any) -> None:
 
 def _new_on_cuda(like: Any, shape: tuple[int, ...], widen: bool) -> Any:
     """Make memory on the device of `like` by its library, by the array API standard."""
+    if _library(like) == "cupy":
+        cupy = sys.modules["cupy"]
+        with like.device:
+            return cupy.empty(shape, cupy.float32 if widen else like.dtype)
     if _library(like) in _IMMUTABLE or not hasattr(like, "__array_namespace__"):
         raise InvalidArgument(
             f"out: expected an array for the result, as one of {type(like).__module__} can't be "

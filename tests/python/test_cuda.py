@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keyfold
@@ -114,10 +116,29 @@ def test_the_current_stream(normal: Any) -> None:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
+        out = attend(q, k, v) + 0  # PyTorch has memory for this stream then, and need not wait
+        del out
         torch.cuda._sleep(50_000_000)
         out = attend(q, k, v) + 0
         assert not stream.query()
     stream.synchronize()
+    assert torch.equal(out, expected)
+
+
+def test_cupy(normal: Any) -> None:
+    cupy = pytest.importorskip("cupy")
+    q, k, v = normal(2, 4, 1, 64), normal(*K), normal(*V)
+    expected, expected_lse = attend(q, k, v, return_lse=True)
+    theirs = [cupy.from_dlpack(x) for x in (q, k, v)]
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        out, lse = attend(*theirs, return_lse=True)
+        stream.synchronize()
+    assert isinstance(out, cupy.ndarray)
+    assert torch.equal(torch.from_dlpack(out), expected)
+    assert torch.equal(torch.from_dlpack(lse), expected_lse)
+    with stream:  # of which PyTorch, whose tensor q is, knows nothing
+        out = attend(q, *theirs[1:], stream=stream)
+        stream.synchronize()
     assert torch.equal(out, expected)
 
 
@@ -195,11 +216,22 @@ def test_the_operator(normal: Any, dtype: Any) -> None:
         assert scaled_dot_product_attention(q, k, v).dtype == torch.float16
 
 
+def test_the_documents() -> None:
+    page = (Path(__file__).parents[2] / "docs/python.md").read_text()
+    blocks = [b for b in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "cuda" in b]
+    assert blocks
+    for block in blocks:
+        names: dict[str, Any] = {}
+        exec(compile(block, "docs/python.md", "exec"), names)
+        q, k, v, lengths = (names[name] for name in ("q", "k", "v", "lengths"))
+        assert torch.equal(names["out"], attend(q, k, v, kv_lens=lengths.tolist()))
+
+
 def test_errors(normal: Any) -> None:
     q, k, v = normal(*Q), normal(*K), normal(*V)
     with pytest.raises(keyfold.InvalidArgument, match="^k: .*CUDA device 0.*host memory"):
         attend(q, k.cpu(), v)
-    with pytest.raises(keyfold.InvalidArgument, match="^k: .*host memory"):
+    with pytest.raises(keyfold.InvalidArgument, match="^[kv]: .*host memory"):
         attend(q.cpu(), k, v)
     with pytest.raises(keyfold.InvalidArgument, match="^mask: .*host memory"):
         attend(q, k, v, mask=torch.ones(33, 700, dtype=torch.bool))
