@@ -135,64 +135,73 @@ struct Sums {
 };
 
 // Beyond this the product of a maximum and log2(e) is too coarse to take scores against, or
-// overflows.
-constexpr float kFar = 4096.0f;
+// overflows; and so is a maximum that an unrounded product is taken against.
+constexpr float kFar = 2048.0f;
+KEYFOLD_INLINE bool is_far(float base) { return fabsf(base) > kFar; }
 
-// Scores become weights, in place; `alpha`: the factors of what was before. It is 1, to the bit,
-// where the maximum stays.
-KEYFOLD_INLINE void softmax(float (&s)[kKeys / 2], Sums& c, const Params& p, float (&alpha)[2]) {
-  const float unit = kFinished ? 1.0f : p.scale;
-  float base[2];
-  bool far = false;
+// exp(s * unit - base), times 2^kWeightBits for a weight.
+KEYFOLD_INLINE float exp_of(float s, float unit, float base, float bits, bool far) {
+  constexpr float kExponent = kDType == 0 ? 1.0f : kLog2e;
+  const float x = far ? (s * unit - base) * kExponent + bits
+                      : fmaf(s, unit * kExponent, bits - base * kExponent);
+  return kDType == 0 ? exp_nonpositive(x) : exp2_fast(x);
+}
+
+// Scores become weights, against the maxima `most`. kAnyFar: some are far.
+template <bool kAnyFar>
+KEYFOLD_INLINE void weigh(float (&s)[kKeys / 2], Sums& c, const float (&most)[2], float unit,
+                          float (&alpha)[2]) {
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
-    float most[2] = {s[2 * r], s[2 * r + 1]};
-#pragma unroll
-    for (u32 i = 4; i < kKeys / 2; i += 4) {
-      most[0] = fmaxf(most[0], s[i + 2 * r]);
-      most[1] = fmaxf(most[1], s[i + 2 * r + 1]);
-    }
-    const float before = c.m[r];
-    c.m[r] = fmaxf(before, quad_max(fmaxf(most[0], most[1])) * unit);
-    base[r] = base_of(c.m[r]);
-    if constexpr (kDType == 0) {
-      alpha[r] = exp_nonpositive(before - base[r]);
-    } else {
-      base[r] *= kLog2e;
-      const bool row_far = fabsf(base[r]) > kFar;
-      alpha[r] = exp2_fast(row_far ? (before - c.m[r]) * kLog2e
-                                   : before * kLog2e - base[r]);  // rounded twice
-      far = far || row_far;
-    }
-  }
-  if (kDType != 0 && __any_sync(~0u, far)) {
-#pragma unroll
-    for (u32 r = 0; r < 2; ++r) {
-      if (fabsf(base[r]) <= kFar) continue;
-      const float inverse = 1.0f / unit;
-#pragma unroll
-      for (u32 i = 2 * r; i < kKeys / 2; i += 4) {
-        s[i] = (s[i] * unit - c.m[r]) * inverse;
-        s[i + 1] = (s[i + 1] * unit - c.m[r]) * inverse;
-      }
-      base[r] = 0.0f;
-    }
-  }
-#pragma unroll
-  for (u32 r = 0; r < 2; ++r) {
+    const float base = base_of(most[r]);
+    const bool far = kAnyFar && is_far(base);
+    // Both are rounded: their difference is 0 where the maximum stays.
+    alpha[r] = kDType == 0 || far ? exp_of(c.m[r], 1.0f, base, 0.0f, true)
+                                  : exp2_fast(c.m[r] * kLog2e - base * kLog2e);
+    c.m[r] = most[r];
     float sum[2] = {c.t[r] * alpha[r], 0.0f};
 #pragma unroll
     for (u32 i = 0; i < kKeys / 2; i += 4) {
 #pragma unroll
       for (u32 e = 0; e < 2; ++e) {
         float& x = s[i + 2 * r + e];
-        x = kDType == 0 ? exp_nonpositive(x * unit - base[r])
-                        : exp2_fast(fmaf(x, unit * kLog2e, kWeightBits - base[r]));
+        x = exp_of(x, unit, base, kWeightBits, far);
         sum[e] += x;
       }
     }
     c.l[r] *= alpha[r];
     c.t[r] = sum[0] + sum[1];
+  }
+}
+
+// Scores of blocks of 16 rows become weights, in place; `alpha`: the factors of what was before. It
+// is 1, to the bit, where the maximum stays.
+template <i32 kBlocks>
+KEYFOLD_INLINE void softmax(float (&s)[kBlocks][kKeys / 2], Sums (&c)[kBlocks], const Params& p,
+                            float (&alpha)[kBlocks][2]) {
+  const float unit = kFinished ? 1.0f : p.scale;
+  float most[kBlocks][2];
+  bool far = false;
+#pragma unroll
+  for (i32 b = 0; b < kBlocks; ++b) {
+#pragma unroll
+    for (u32 r = 0; r < 2; ++r) {
+      float x[2] = {s[b][2 * r], s[b][2 * r + 1]};
+#pragma unroll
+      for (u32 i = 4; i < kKeys / 2; i += 4) {
+        x[0] = fmaxf(x[0], s[b][i + 2 * r]);
+        x[1] = fmaxf(x[1], s[b][i + 2 * r + 1]);
+      }
+      most[b][r] = fmaxf(c[b].m[r], quad_max(fmaxf(x[0], x[1])) * unit);
+      far = far || is_far(base_of(most[b][r]));
+    }
+  }
+  if (__any_sync(~0u, far)) {
+#pragma unroll
+    for (i32 b = 0; b < kBlocks; ++b) weigh<true>(s[b], c[b], most[b], unit, alpha[b]);
+  } else {
+#pragma unroll
+    for (i32 b = 0; b < kBlocks; ++b) weigh<false>(s[b], c[b], most[b], unit, alpha[b]);
   }
 }
 

@@ -14,21 +14,26 @@ constexpr i32 round_up(i32 x, i32 to) { return (x + to - 1) / to * to; }
 constexpr i32 kStages = KEYFOLD_STAGES, kAhead = kStages - 1;
 constexpr i32 kBlocks = KEYFOLD_BLOCKS;  // of 16 rows, of a warp
 constexpr i32 kRowWarps = KEYFOLD_ROW_WARPS;
-constexpr i32 kColumnWarps = KEYFOLD_COLUMN_WARPS;  // parts of V's columns; each has all scores
+// Each has a part of V's columns, and of the sums of products that are scores.
+constexpr i32 kColumnWarps = KEYFOLD_COLUMN_WARPS;
 constexpr i32 kWarpRows = 16 * kBlocks, kRows = kWarpRows * kRowWarps;
 constexpr i32 kElement = kDType == 0 ? 4 : 2, kLine = 128 / kElement;
-constexpr i32 kHeadWidth = round_up(kHeadDim, 16);
-// Of a warp. A part of several begins at a line's begin.
-constexpr i32 kValueUnit = kColumnWarps > 1 ? kLine : (kDType == 0 ? 32 : 16);
-constexpr i32 kValueWidth = round_up((kValueDim + kColumnWarps - 1) / kColumnWarps, kValueUnit);
+// Columns of a warp. A part of several begins at a line's begin.
+constexpr i32 part_of(i32 dim, i32 unit) {
+  return round_up((dim + kColumnWarps - 1) / kColumnWarps, kColumnWarps > 1 ? kLine : unit);
+}
+constexpr i32 kHeadWidth = part_of(kHeadDim, 16);
+constexpr i32 kValueWidth = part_of(kValueDim, kDType == 0 ? 32 : 16);
 // Rows of tiles in shared memory: whole lines of 128 bytes; the 16-byte word w of row r lies at
 // w ^ (r % 8). Words behind a row's end stay zero.
-constexpr u32 kHeadBytes = round_up(kHeadWidth, kLine) * kElement;
+constexpr u32 kHeadBytes = round_up(kHeadWidth * kColumnWarps, kLine) * kElement;
 constexpr u32 kValueBytes = round_up(kValueWidth * kColumnWarps, kLine) * kElement;
 constexpr u32 kQueryTile = kRows * kHeadBytes;
 constexpr u32 kKeyTile = kKeys * kHeadBytes, kValueTile = kKeys * kValueBytes;
-// Behind q, the stages of K and of V: what rows see, as few tiles ask for it.
-constexpr u32 kSeenAt = kQueryTile + kStages * (kKeyTile + kValueTile);
+// Behind q, the stages of K and of V: parts of scores; what rows see, as few tiles ask for it.
+constexpr u32 kPartBytes = kColumnWarps > 1 ? kWarpRows* kKeys * 4 : 0;  // of a warp
+constexpr u32 kPartsAt = kQueryTile + kStages * (kKeyTile + kValueTile);
+constexpr u32 kSeenAt = kPartsAt + kRowWarps * kColumnWarps * kPartBytes;
 constexpr u32 kMasksAt = kSeenAt + kRows * 8;
 constexpr u32 kSharedBytes = kMasksAt + (kMaskType == 0 ? 0 : kRows * 8);
 static_assert(kThreads == 32 * kRowWarps * kColumnWarps && kSharedBytes == KEYFOLD_SHARED &&
@@ -74,8 +79,7 @@ using Scores = float[kBlocks][kKeys / 2];
 using Values = float[kBlocks][kValueWidth / 2];
 using Factors2 = float[kBlocks][2];
 
-// --- Products of 16-bit elements
-// ------------------------------------------------------------------
+// --- Products of 16-bit elements ----------------------------------------------------------------
 
 struct Half {
   using Layout = Pairs;
@@ -142,8 +146,7 @@ struct Half {
   }
 };
 
-// --- Products of float32
-// --------------------------------------------------------------------------
+// --- Products of float32 ------------------------------------------------------------------------
 
 struct Single {
   using Layout = Quads;
@@ -280,8 +283,38 @@ struct Single {
   }
 };
 
-// --- The kernel
-// -----------------------------------------------------------------------------------
+// Adds up the parts of the column warps, in their order: so all of them have the same scores.
+// `parts` are those of the warp's rows.
+KEYFOLD_INLINE void add_parts(Scores& s, u32 parts, u32 part, u32 rows, u32 lane) {
+  if constexpr (kColumnWarps == 1) return;
+  const auto place = [&](u32 from, i32 b, i32 i) {
+    return parts + from * kPartBytes + u32(b * kKeys / 8 + i) * 512 + lane * 16;
+  };
+#pragma unroll
+  for (i32 b = 0; b < kBlocks; ++b) {
+#pragma unroll
+    for (i32 i = 0; i < kKeys / 8; ++i) store_shared(place(part, b, i), s[b] + 4 * i);
+  }
+  named_sync(1 + rows, 32 * kColumnWarps);
+#pragma unroll
+  for (i32 b = 0; b < kBlocks; ++b) {
+#pragma unroll
+    for (i32 i = 0; i < kKeys / 8; ++i) {
+#pragma unroll
+      for (i32 from = 0; from < kColumnWarps; ++from) {
+        u32 x[4];
+        load_shared(x, place(from, b, i));
+#pragma unroll
+        for (i32 e = 0; e < 4; ++e) {
+          float& at = s[b][4 * i + e];
+          at = from == 0 ? __uint_as_float(x[e]) : at + __uint_as_float(x[e]);
+        }
+      }
+    }
+  }
+}
+
+// --- The kernel ---------------------------------------------------------------------------------
 
 template <bool kFirst, class First, class Second>
 struct Conditional {
@@ -300,10 +333,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
   u64* const masks = reinterpret_cast<u64*>(shared + kMasksAt);
   const u32 q = shared_address(shared), k = q + kQueryTile, v = k + kStages * kKeyTile;
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const u32 row = warp % kRowWarps * kWarpRows + lane / 4;  // of the tile; and row + 8, + 16, ...
-  const u32 column = warp / kRowWarps * kValueWidth;        // the first of the warp
-  const u32 my_q = rows_first(q + warp % kRowWarps * kWarpRows * kHeadBytes, kHeadBytes, lane);
-  const u32 my_k = words_first(k, kHeadBytes, lane);
+  const u32 row_warp = warp % kRowWarps, part = warp / kRowWarps;
+  const u32 row = row_warp * kWarpRows + lane / 4;  // of the tile; and row + 8, + 16, ...
+  const u32 column = part * kValueWidth;            // the first of the warp
+  const u32 head = part * kHeadWidth * kElement,
+            parts = q + kPartsAt + row_warp * kColumnWarps * kPartBytes;
+  const u32 my_q = rows_first(q + row_warp * kWarpRows * kHeadBytes, kHeadBytes, lane) + head;
+  const u32 my_k = words_first(k, kHeadBytes, lane) + head;
   const u32 my_v = Products::first_value(v, lane) + column * kElement;
 
   for (u32 i = threadIdx.x; i < kSeenAt / 16; i += kThreads) {
@@ -376,6 +412,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
         }
         Scores s;
         Products::compute_scores(s, my_q, my_k + stage * kKeyTile);
+        add_parts(s, parts, part, row_warp, lane);
         if (n > job.begin && n * kKeys % i32(kSplitLen) == 0) {
 #pragma unroll
           for (i32 b = 0; b < kBlocks; ++b) close_split(sums[b]);
@@ -390,9 +427,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
           }
         }
         Factors2 alpha;
+        softmax(s, sums, p, alpha);
 #pragma unroll
         for (i32 b = 0; b < kBlocks; ++b) {
-          softmax(s[b], sums[b], p, alpha[b]);
           for (float& x : alpha[b]) x = seen_in(pass, x);
         }
         Products::add_values(o, s, alpha, my_v + stage * kValueTile, pass);

@@ -40,6 +40,16 @@ KEYFOLD_INLINE void load_shared(u32 (&r)[4], u32 address) {
                : "r"(address));
 }
 
+KEYFOLD_INLINE void store_shared(u32 address, const float* x) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x[0]), "f"(x[1]),
+               "f"(x[2]), "f"(x[3])
+               : "memory");
+}
+// Of `threads` threads, by a number from 1 to 15.
+KEYFOLD_INLINE void named_sync(u32 id, u32 threads) {
+  asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 KEYFOLD_INLINE u32 pack(float low, float high) {
   u32 r;
   if constexpr (kDType == 2) {
