@@ -134,73 +134,74 @@ struct Sums {
   float t[2];  // this thread's part of l since the last split's end
 };
 
-// Beyond this a maximum's product with log2(e) is too coarse to take scores against, or overflows;
-// and so is a rounded maximum where scores are not.
+// Beyond this a maximum's product with log2(e) is too coarse to take scores against, or overflows.
 constexpr float kFar = 2048.0f;
-KEYFOLD_INLINE bool is_far(float m) { return fabsf(base_of(m)) > kFar; }
+KEYFOLD_INLINE bool is_far(float m) { return kDType != 0 && fabsf(base_of(m)) > kFar; }
 
-// Scores of blocks of 16 rows become weights, in place; `alpha`: the factors of what was before. It
-// is 1, to the bit, where the maximum stays.
+// exp(s * unit - base), times 2^kWeightBits.
+KEYFOLD_INLINE float weight_of(float s, float unit, float base, bool far) {
+  if constexpr (kDType == 0) return exp_nonpositive(s * unit - base);
+  return exp2_fast(far ? (s * unit - base) * kLog2e + kWeightBits
+                       : fmaf(s, unit * kLog2e, kWeightBits - base * kLog2e));
+}
+// exp(before - base). It is 1, to the bit, where both are the same: in no case is a product of one
+// rounded and of the other not.
+KEYFOLD_INLINE float factor_of(float before, float base, bool far) {
+  if constexpr (kDType == 0) return exp_nonpositive(before - base);
+  return exp2_fast(far ? (before - base) * kLog2e : before * kLog2e - base * kLog2e);
+}
+
+// Scores become weights, in place, against the maxima `most`; kAnyFar: some may be far.
+template <bool kAnyFar>
+KEYFOLD_INLINE void weigh(float (&s)[kKeys / 2], Sums& c, const float (&most)[2], float unit,
+                          float (&alpha)[2]) {
+#pragma unroll
+  for (u32 r = 0; r < 2; ++r) {
+    const float base = base_of(most[r]);
+    const bool far = kAnyFar && is_far(base);
+    alpha[r] = factor_of(c.m[r], base, far);
+    c.m[r] = most[r];
+    float sum[2] = {c.t[r] * alpha[r], 0.0f};
+#pragma unroll
+    for (u32 i = 2 * r; i < kKeys / 2; i += 4) {
+#pragma unroll
+      for (u32 e = 0; e < 2; ++e) {
+        s[i + e] = weight_of(s[i + e], unit, base, far);
+        sum[e] += s[i + e];
+      }
+    }
+    c.l[r] *= alpha[r];
+    c.t[r] = sum[0] + sum[1];
+  }
+}
+
+// Scores of blocks of 16 rows become weights, in place; `alpha`: the factors of what was before.
 template <i32 kBlocks>
 KEYFOLD_INLINE void softmax(float (&s)[kBlocks][kKeys / 2], Sums (&c)[kBlocks], const Params& p,
                             float (&alpha)[kBlocks][2]) {
   const float unit = kFinished ? 1.0f : p.scale;
-  float before[kBlocks][2];
+  float most[kBlocks][2];
   bool far = false;
 #pragma unroll
   for (i32 b = 0; b < kBlocks; ++b) {
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) {
-      float most[2] = {s[b][2 * r], s[b][2 * r + 1]};
+      float x[2] = {s[b][2 * r], s[b][2 * r + 1]};
 #pragma unroll
       for (u32 i = 4; i < kKeys / 2; i += 4) {
-        most[0] = fmaxf(most[0], s[b][i + 2 * r]);
-        most[1] = fmaxf(most[1], s[b][i + 2 * r + 1]);
+        x[0] = fmaxf(x[0], s[b][i + 2 * r]);
+        x[1] = fmaxf(x[1], s[b][i + 2 * r + 1]);
       }
-      before[b][r] = c[b].m[r];
-      c[b].m[r] = fmaxf(c[b].m[r], quad_max(fmaxf(most[0], most[1])) * unit);
-      far = far || is_far(c[b].m[r]);
+      most[b][r] = fmaxf(c[b].m[r], quad_max(fmaxf(x[0], x[1])) * unit);
+      far = far || is_far(most[b][r]);
     }
   }
-  if (__any_sync(~0u, far)) {  // takes them against 0 instead
-    const float inverse = 1.0f / unit;
+  if (kDType != 0 && __any_sync(~0u, far)) {
 #pragma unroll
-    for (i32 b = 0; b < kBlocks; ++b) {
+    for (i32 b = 0; b < kBlocks; ++b) weigh<true>(s[b], c[b], most[b], unit, alpha[b]);
+  } else {
 #pragma unroll
-      for (u32 r = 0; r < 2; ++r) {
-        const float m = c[b].m[r];
-        if (!is_far(m)) continue;
-        before[b][r] -= m;
-#pragma unroll
-        for (u32 i = 2 * r; i < kKeys / 2; i += 4) {
-          s[b][i] = (s[b][i] * unit - m) * inverse;
-          s[b][i + 1] = (s[b][i + 1] * unit - m) * inverse;
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (i32 b = 0; b < kBlocks; ++b) {
-#pragma unroll
-    for (u32 r = 0; r < 2; ++r) {
-      constexpr float kExponent = kDType == 0 ? 1.0f : kLog2e;
-      const float base = is_far(c[b].m[r]) ? 0.0f : base_of(c[b].m[r]) * kExponent;
-      const float change = before[b][r] * kExponent - base;  // rounded twice: 0 where m stays
-      const float factor = kDType == 0 ? exp_nonpositive(change) : exp2_fast(change);
-      float sum[2] = {c[b].t[r] * factor, 0.0f};
-#pragma unroll
-      for (u32 i = 2 * r; i < kKeys / 2; i += 4) {
-#pragma unroll
-        for (u32 e = 0; e < 2; ++e) {
-          const float x = fmaf(s[b][i + e], unit * kExponent, kWeightBits - base);
-          s[b][i + e] = kDType == 0 ? exp_nonpositive(x) : exp2_fast(x);
-          sum[e] += s[b][i + e];
-        }
-      }
-      c[b].l[r] *= factor;
-      c[b].t[r] = sum[0] + sum[1];
-      alpha[b][r] = factor;
-    }
+    for (i32 b = 0; b < kBlocks; ++b) weigh<false>(s[b], c[b], most[b], unit, alpha[b]);
   }
 }
 
