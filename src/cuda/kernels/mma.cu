@@ -9,7 +9,7 @@
 #include "fold.cuh"
 #include "mma.cuh"
 
-constexpr i32 round_up(i32 x, i32 to) { return (x + to - 1) / to * to; }
+KEYFOLD_INLINE constexpr i32 round_up(i32 x, i32 to) { return (x + to - 1) / to * to; }
 
 constexpr i32 kStages = KEYFOLD_STAGES, kAhead = kStages - 1;
 constexpr i32 kBlocks = KEYFOLD_BLOCKS;  // of 16 rows, of a warp
@@ -19,7 +19,7 @@ constexpr i32 kColumnWarps = KEYFOLD_COLUMN_WARPS;
 constexpr i32 kWarpRows = 16 * kBlocks, kRows = kWarpRows * kRowWarps;
 constexpr i32 kElement = kDType == 0 ? 4 : 2, kLine = 128 / kElement;
 // Columns of a warp. A part of several begins at a line's begin.
-constexpr i32 part_of(i32 dim, i32 unit) {
+KEYFOLD_INLINE constexpr i32 part_of(i32 dim, i32 unit) {
   return round_up((dim + kColumnWarps - 1) / kColumnWarps, kColumnWarps > 1 ? kLine : unit);
 }
 constexpr i32 kHeadWidth = part_of(kHeadDim, 16);
