@@ -13,6 +13,7 @@
 #include "mma.cu.hpp"
 #include "mma.cuh.hpp"
 #include "params.cuh.hpp"
+#include "tensors.cu.hpp"
 #include "wgmma.cu.hpp"
 
 namespace keyfold::cuda {
@@ -22,6 +23,7 @@ SourceFile kernel_source(const std::string& file) {
                                    {"decode.cu", kernels::decode_cu},
                                    {"merge.cu", kernels::merge_cu},
                                    {"mma.cu", kernels::mma_cu},
+                                   {"tensors.cu", kernels::tensors_cu},
                                    {"wgmma.cu", kernels::wgmma_cu}}) {
     if (file == source.name) return source;
   }

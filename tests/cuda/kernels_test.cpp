@@ -10,6 +10,7 @@
 
 #include "cuda/compiler.hpp"
 #include "cuda/shapes.hpp"
+#include "cuda/tensors.hpp"
 
 namespace keyfold::cuda {
 namespace {
@@ -90,6 +91,7 @@ std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& t
     if (shapes.careful()) all.push_back(*shapes.careful());
     all.push_back(shapes.merge());
   }
+  for (KernelSpec& spec : TensorKernels::specs(problem.shape.dtype)) all.push_back(std::move(spec));
   unsetenv("KEYFOLD_CUDA_KERNEL");
   return all;
 }
@@ -118,7 +120,9 @@ TEST_P(Kernels, CompileIntoRegisters) {
         // are for one size of each shape.
         const bool masks = dims.head_dim == 64 || dims.head_dim == 128 || dims.head_dim == 576;
         if (spec.jobs && variant.mask && (variant.mask != DType::kFloat16 || !masks)) continue;
-        if (!seen.insert(spec.options).second) continue;
+        std::vector<std::string> key = spec.options;
+        key.push_back(spec.entry);
+        if (!seen.insert(std::move(key)).second) continue;
         std::ostringstream name;
         name << spec.entry;
         for (const std::string& option : spec.options) name << ' ' << option;

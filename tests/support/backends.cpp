@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <sstream>
 
+#include "support/device_tensors.hpp"
+
 namespace keyfold::test {
 
 std::vector<std::string> backend_names() {
@@ -46,6 +48,19 @@ Outputs BackendTest::run(const Call& call, RunOptions how, Layout out_layout) co
   options.run = std::move(how);
   options.run.backend = GetParam();
   options.lse = got.lse.mutable_view();
+  if (on_device(GetParam(), call)) {
+    DeviceTensors device(GetParam());
+    const Call there = device.copy({call.q, call.k, call.v, options});
+    const MutableTensorView out = device.copy(got.out.mutable_view()),
+                            lse = device.copy(got.lse.mutable_view());
+    options = there.options;
+    options.lse = lse;
+    got.report = scaled_dot_product_attention(there.q, there.k, there.v, out, options);
+    device.fetch(out, got.out.mutable_view());
+    device.fetch(lse, got.lse.mutable_view());
+    device.finish();
+    return got;
+  }
   got.report =
       scaled_dot_product_attention(call.q, call.k, call.v, got.out.mutable_view(), options);
   return got;
