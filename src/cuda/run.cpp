@@ -105,7 +105,7 @@ void CudaRun::submit(const core::Chunk& chunk, const core::KeySource& source) {
     gpu::Params params = launcher_->describe(chunk.box, frame.batches->address);
     std::int64_t mask_bytes = 0;
     arena_.execute([&] {
-      on_->keys.place(chunk.box, source, params);
+      on_->keys.place(chunk.box, source, on_->stream.copies(), params);
       if (!problem_.mask) return;
       mask_bytes = gpu::copy_mask(layout_, block_, chunk.box, frame.mask_upload->host, params);
       params.mask += frame.mask->address;
@@ -123,7 +123,6 @@ void CudaRun::submit(const core::Chunk& chunk, const core::KeySource& source) {
                                      static_cast<const void*>(frame.mask_upload->host),
                                      usize(mask_bytes), stream);
           }
-          if (on_->keys.fresh()) on_->keys.copy(stream);
         });
   });
 }

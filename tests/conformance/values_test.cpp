@@ -1,5 +1,6 @@
 // NaN and Inf among the visible values: out where IEEE arithmetic puts them, and nowhere else.
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "support/backends.hpp"
@@ -13,9 +14,9 @@ constexpr std::int64_t kDim = 24;
 
 class Values : public BackendTest {
  protected:
-  using Spoil = void (*)(Inputs&);
+  using Spoil = std::function<void(Inputs&)>;
 
-  void expect_right_after(Case c, Spoil spoil) const {
+  void expect_right_after(Case c, const Spoil& spoil) const {
     Rng rng("values");
     for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
       for (const std::int64_t q_len : {1, 14}) {
@@ -43,7 +44,7 @@ TEST_P(Values, InQ) {
 TEST_P(Values, InK) {
   for (const Case& c : {Case{.kv_len = 1100}, Case{.kv_len = 1100, .causal = true},
                         Case{.kv_len = 1100, .softcap = 2.0f}})
-    for (const Spoil spoil : {
+    for (const Spoil& spoil : {
              Spoil([](Inputs& in) {
                in.k.set({0, 0, 0, 0}, kNaN);
              }),
@@ -62,7 +63,7 @@ TEST_P(Values, InK) {
 
 TEST_P(Values, InV) {
   for (const Case& c : {Case{.kv_len = 1100}, Case{.kv_len = 1100, .causal = true}})
-    for (const Spoil spoil : {
+    for (const Spoil& spoil : {
              Spoil([](Inputs& in) {
                in.v.set({0, 0, 0, 0}, kNaN);
              }),
@@ -86,6 +87,25 @@ TEST_P(Values, InTheMask) {
   expect_right_after(c, [](Inputs& in) { in.mask.set({0, 0, 0, 600}, kInf); });
   expect_right_after(c, [](Inputs& in) { in.mask.set({0, 0, 0, 600}, -1e30f); });
   expect_right_after(c, [](Inputs& in) { in.mask.set({0, 0, 0, 600}, 1e30f); });
+}
+
+TEST_P(Values, ScoresFarFromZero) {
+  // Frameworks hide keys by the lowest number: rows of it alone, rows that begin or end with it.
+  const Case masked{.kv_len = 1100, .mask = Mask::kAdditive};
+  expect_right_after(masked, [](Inputs& in) {
+    in.mask.each([&](const Dims& i) {
+      const bool low = i[2] % 4 == 0 || (i[2] % 4 == 1) == (i[3] < 700);
+      if (low) in.mask.set(i, std::numeric_limits<float>::lowest());
+    });
+  });
+  for (const float far : {-1e6f, 1e6f, 1e30f})
+    for (const std::int64_t from : {0, 600}) {
+      expect_right_after(masked, [&](Inputs& in) {
+        in.mask.each([&](const Dims& i) {
+          if (i[3] >= from) in.mask.set(i, far);
+        });
+      });
+    }
 }
 
 TEST_P(Values, AnInfiniteSinkTakesAllWeight) {
@@ -117,14 +137,15 @@ TEST_P(Values, AWeightThatVanishesAddsNothing) {
 
 TEST_P(Values, LargeButFinite) {
   Rng rng("large");
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
-    Inputs inputs({.dtype = dtype, .q_len = 6, .kv_len = 700, .head_dim = kDim}, rng);
-    inputs.v.fill([&] { return 1e37f * rng.normal(); });
-    inputs.q.fill([&] { return 1e15f * rng.normal(); });
-    inputs.k.fill([&] { return 1e15f * rng.normal(); });
-    const Call call = inputs.call();
-    expect_right(call, run(call), all_rows(call.q));
-  }
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16})
+    for (const std::int64_t q_len : {6, 14}) {
+      Inputs inputs({.dtype = dtype, .q_len = q_len, .kv_len = 700, .head_dim = kDim}, rng);
+      inputs.v.fill([&] { return 1e37f * rng.normal(); });
+      inputs.q.fill([&] { return 1e15f * rng.normal(); });
+      inputs.k.fill([&] { return 1e15f * rng.normal(); });
+      const Call call = inputs.call();
+      expect_right(call, run(call), all_rows(call.q));
+    }
 }
 
 }  // namespace

@@ -223,10 +223,16 @@ KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, i32 
   }
 }
 
+// Beyond this the product of a maximum and log2(e) is too coarse to take scores against, or
+// overflows.
+constexpr float kFar = 4096.0f;
+
 // Scores become weights, in place; `alpha`: the factors of what was before. It is 1, to the bit,
 // where the maximum stays.
 KEYFOLD_INLINE void softmax(Rows& c, const Params& p, float (&alpha)[2]) {
   const float unit = kFinished ? 1.0f : p.scale, exponent = unit * kLog2e;
+  float base[2];
+  bool far[2];
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
     float most[2] = {c.s[2 * r], c.s[2 * r + 1]};
@@ -236,9 +242,22 @@ KEYFOLD_INLINE void softmax(Rows& c, const Params& p, float (&alpha)[2]) {
       most[1] = fmaxf(most[1], c.s[i + 2 * r + 1]);
     }
     const float m = fmaxf(c.m[r], quad_max(fmaxf(most[0], most[1])) * unit);
-    const float base = base_of(m) * kLog2e;
-    alpha[r] = exp2_fast(c.m[r] * kLog2e - base);  // rounded twice: 1 where m stays
+    base[r] = base_of(m) * kLog2e;
+    far[r] = fabsf(base[r]) > kFar;
+    alpha[r] = exp2_fast(far[r] ? (c.m[r] - m) * kLog2e
+                                : c.m[r] * kLog2e - base[r]);  // rounded twice: 1 where m stays
     c.m[r] = m;
+  }
+  if (__any_sync(~0u, far[0] || far[1])) {
+#pragma unroll
+    for (u32 i = 0; i < kKeys / 2; ++i) {
+      const u32 r = i / 2 % 2;
+      if (far[r]) c.s[i] = (c.s[i] * unit - c.m[r]) * (1.0f / unit);
+    }
+    for (u32 r = 0; r < 2; ++r) base[r] = far[r] ? 0.0f : base[r];
+  }
+#pragma unroll
+  for (u32 r = 0; r < 2; ++r) {
     c.l[r] *= alpha[r];
     float sum[2] = {c.t[r] * alpha[r], 0.0f};
 #pragma unroll
@@ -246,7 +265,7 @@ KEYFOLD_INLINE void softmax(Rows& c, const Params& p, float (&alpha)[2]) {
 #pragma unroll
       for (u32 e = 0; e < 2; ++e) {
         float& s = c.s[i + 2 * r + e];
-        s = exp2_fast(fmaf(s, exponent, kWeightBits - base));
+        s = exp2_fast(fmaf(s, exponent, kWeightBits - base[r]));
         sum[e] += s;
       }
     }
