@@ -103,6 +103,15 @@ def _new(like: Any, shape: tuple[int, ...], dtype: str, widen: bool = False) -> 
     return _Output(memory, lambda: memory)  # NumPy has no bfloat16: the bare DLPack array
 
 
+def shape_and_dtype(array: Any, name: str, stream: int | None) -> tuple[tuple[int, ...], str]:
+    """Give an array's shape, and the name of its dtype; without DLPack where that takes less."""
+    if _is_tensor(array):
+        dtype = str(array.dtype).removeprefix("torch.")
+        if dtype in ("float32", "float16", "bfloat16"):
+            return tuple(array.shape), dtype
+    return _keyfold.shape_and_dtype(array, name, stream)
+
+
 class Results:
     """Memory for an output [batch, num_heads, q_len, value_dim] and its logsumexp.
 

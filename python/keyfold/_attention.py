@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, overload
 
 from . import _keyfold
-from ._arrays import Results, check_tensors
+from ._arrays import Results, check_tensors, shape_and_dtype
 from ._devices import stream_of
 from ._options import ProgressArgument, Window, native_options, watched
 from ._records import Report
@@ -219,8 +219,8 @@ def scaled_dot_product_attention(
         max_scratch_bytes=max_scratch_bytes,
         num_threads=num_threads,
     )
-    shape, dtype = _keyfold.shape_and_dtype(q, "q", number)
-    value_shape, _ = _keyfold.shape_and_dtype(v, "v", number)
+    shape, dtype = shape_and_dtype(q, "q", number)
+    value_shape, _ = shape_and_dtype(v, "v", number)
     shape = (*shape[:-1], *value_shape[-1:])
     results = Results(q, shape, dtype, out=out, with_lse=return_lse)
     with watched(progress) as callback:

@@ -35,7 +35,7 @@ double first_dispatch_flops(const core::Problem& problem, const gpu::Tiling& til
   const double reuse = static_cast<double>(problem.group_size() * problem.shape.q_len);
   const double flops_per_byte = 2 * reuse / static_cast<double>(size_of(problem.shape.dtype));
   return std::max(kSlow,
-                  std::min(arithmetic, traits.bytes_per_second / 4 * kSeconds * flops_per_byte));
+                  std::min(arithmetic, traits.bytes_per_second / 3 * kSeconds * flops_per_byte));
 }
 
 class CudaBackend : public core::Backend {
