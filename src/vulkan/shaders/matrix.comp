@@ -5,9 +5,10 @@
 #extension GL_KHR_shader_subgroup_vote : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // Prefill on cooperative matrices of subgroup scope (VK_KHR_cooperative_matrix), for float16 and
-// bfloat16. A subgroup owns kM rows of the tile and meets all keys; tiles of K and V are shared by
-// the workgroup. A split is reduced from the empty state, tile of keys after tile of keys, counted
-// from the split's begin, as in attend.comp.
+// bfloat16. A subgroup owns kBlocks blocks of kM rows of the tile and meets all keys; tiles of K
+// and V are shared by the workgroup, and what a subgroup loads of them serves all its blocks. A
+// split is reduced from the empty state, tile of keys after tile of keys, counted from the split's
+// begin, as in attend.comp.
 //
 // Softmax works on the accumulators' elements where they are: matrices of one type have one layout,
 // so a row's maximum, spread over a matrix of that type, meets the row's scores element by element.
@@ -37,17 +38,31 @@ layout(constant_id = 21) const bool kPartial = false;
 // Whether a score is finished before the maximum is taken; else its scale is left to the exp2.
 layout(constant_id = 22) const bool kFinished = false;
 
-const uint kRows = kM * kSubgroups;
+layout(constant_id = 23) const uint kBlocks = 1;  // of kM rows, a subgroup's
+// Registers or shared memory: the first kHeld steps of q stay in registers, the others in shared
+// memory; with kShared, V takes K's place there, which takes two more barriers.
+layout(constant_id = 24) const uint kHeld = 128;
+layout(constant_id = 25) const bool kShared = false;
+
+const uint kOwnRows = kM * kBlocks, kRows = kOwnRows * kSubgroups;
 const uint kThreads = gl_WorkGroupSize.x;
 const uint kKeyTiles = kKeys / kN, kKeySteps = kKeys / kK;
 const uint kHeadSteps = (kHeadDim + kK - 1) / kK;
 const uint kValueTiles = (kValueDim + kN - 1) / kN;
+const uint kHeldSteps = kHeld < kHeadSteps ? kHeld : kHeadSteps;
 // Words of a row in shared memory: whole matrices, and one more to spread rows over the banks.
-const uint kHeadWide = (kHeadSteps * kK + 7) / 8, kHeadLine = kHeadWide + 1;
-const uint kValueWide = (kValueTiles * kN + 7) / 8, kValueLine = kValueWide + 1;
-const uint kValuesAt = kKeys * kHeadLine;
-const uint kTileWords = kValuesAt + kKeys * kValueLine;
-const uint kQueryRows = kTileWords / kHeadLine / kM * kM;  // that fit there
+const uint kHeadWide = kHeadSteps * kK / 8, kHeadLine = kHeadWide + 1;
+const uint kValueWide = kValueTiles * kN / 8, kValueLine = kValueWide + 1;
+const uint kHeldWide = kHeldSteps * kK / 8;
+const uint kAsideWide = kHeadWide - kHeldWide, kAsideLine = kAsideWide + 1;
+const uint kMarksLine = (kValueDim + 63) / 64;  // see odd_values.glsl
+// K, then V; in their place at first q on its way to registers, at last the marks. Then q.
+const uint kValuesAt = kShared ? 0 : kKeys * kHeadLine;
+const uint kValuesEnd = kValuesAt + kKeys * kValueLine;
+const uint kTileWords = kValuesEnd > kKeys* kHeadLine ? kValuesEnd : kKeys* kHeadLine;
+const uint kAsideAt = kTileWords > kRows* kMarksLine ? kTileWords : kRows* kMarksLine;
+const uint kWords = kAsideAt + (kHeldSteps < kHeadSteps ? kRows * kAsideLine : 0);
+const uint kQueryRows = kTileWords / kHeadLine / kM * kM;  // that fit into K's and V's place
 // Up to eight threads side by side load a row, each every eighth word; then the rows kStep on.
 const uint kHeadLanes = kHeadWide % 8 == 0 ? 8 : kHeadWide & (~kHeadWide + 1);
 const uint kHeadParts = kHeadWide / kHeadLanes, kHeadStep = kThreads / kHeadLanes;
@@ -72,9 +87,9 @@ const float kLog2e = 1.44269504;
 
 layout(buffer_reference, std430, buffer_reference_align = 4) buffer Float { float value; };
 
-shared uvec4 s_words[kTileWords];  // K, V; at first q
-shared float s_places[kM * kN];    // of each element of a matrix: 1024 * row + column
-shared ivec2 s_range[kRows];       // keys that each row sees
+shared uvec4 s_words[kWords];
+shared float s_places[kM * kN];  // of each element of a matrix: 1024 * row + column
+shared ivec2 s_range[kRows];     // keys that each row sees
 shared uint64_t s_mask[kMaskType == 0 ? 1 : kRows];
 shared vec2 s_ml[kRows];  // at a split's end: (m, l), then the factors of the merge
 #ifndef NV_MATRIX2
@@ -158,16 +173,26 @@ void store_values() {
   }
 }
 
-// kQueryRows rows of q, from row `first` of the tile on.
+// A word of q; 0 behind its rows and columns.
+uvec4 query_word(uint row, uint w) {
+  const uint index = t_first + row;
+  if (w >= kHeadWords || row >= kRows || index >= params.index_end) return uvec4(0);
+  return load_words(params.q + (state_index(t_group, index) * kHeadWords + w) * 16);
+}
+
+// kQueryRows rows of q, from row `first` of the tile on, on their way to registers.
 void store_queries(uint first) {
-  for (uint b = t_id; b < kQueryRows * kHeadWide; b += kThreads) {
-    const uint w = b % kHeadWide, row = b / kHeadWide;
-    const uint index = t_first + first + row;
-    uvec4 word = uvec4(0);
-    if (w < kHeadWords && first + row < kRows && index < params.index_end) {
-      word = load_words(params.q + (state_index(t_group, index) * kHeadWords + w) * 16);
-    }
-    s_words[row * kHeadLine + w] = word;
+  for (uint i = t_id; i < kQueryRows * kHeldWide; i += kThreads) {
+    const uint row = i / kHeldWide, w = i % kHeldWide;
+    s_words[row * kHeadLine + w] = query_word(first + row, w);
+  }
+}
+
+// What stays in shared memory of q.
+void store_aside() {
+  for (uint i = t_id; i < kRows * kAsideWide; i += kThreads) {
+    const uint row = i / kAsideWide, w = i % kAsideWide;
+    s_words[kAsideAt + row * kAsideLine + w] = query_word(row, kHeldWide + w);
   }
 }
 
@@ -182,7 +207,7 @@ SCORES places() {
   coopMatLoad(place, s_places, 0, kN, gl_CooperativeMatrixLayoutRowMajor);
   return place;
 }
-uint row_of(float place) { return t_row + uint(place) / 1024; }
+uint row_of(uint block, float place) { return t_row + block * kM + uint(place) / 1024; }
 uint column_of(float place) { return uint(place) % 1024; }
 
 float larger(const in float a, const in float b) { return max(a, b); }
@@ -197,7 +222,7 @@ SCORES reduce_rows(SCORES x, bool sum) {
     coopMatReduceNV(x, x, gl_CooperativeMatrixReduceRowNV, larger);
   }
 #else
-  const uint begin = t_row * kN;
+  const uint begin = gl_SubgroupID * kM * kN;
   sync();
   coopMatStore(x, s_scratch, begin, kN, gl_CooperativeMatrixLayoutRowMajor);
   sync();
@@ -256,7 +281,7 @@ void write_element(uint row, uint column, uint split, float o) {
 
 void main() {
   t_id = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
-  t_row = gl_SubgroupID * kM;
+  t_row = gl_SubgroupID * kOwnRows;
   t_group = params.group + gl_WorkGroupID.z;
   // The last rows see the most keys when a call is causal: they begin first.
   t_first = params.index_begin + (gl_NumWorkGroups.x - 1 - gl_WorkGroupID.x) * kRows;
@@ -279,17 +304,23 @@ void main() {
   }
   for (uint i = t_id; i < kM * kN; i += kThreads) s_places[i] = float(1024 * (i / kN) + i % kN);
   if (t_id == 0) s_odd = 0;
-  LEFT query[kHeadSteps];
-  [[dont_unroll]] for (uint first = 0; first < kRows; first += kQueryRows) {
-    barrier();
-    store_queries(first);
-    barrier();
-    if (t_row < first || t_row >= first + kQueryRows) continue;
-    [[unroll]] for (uint d = 0; d < kHeadSteps; ++d) {
-      coopMatLoad(query[d], s_words, (t_row - first) * kHeadLine + d * kK / 8, kHeadLine,
-                  gl_CooperativeMatrixLayoutRowMajor);
+  LEFT query[kHeldSteps == 0 ? 1 : kBlocks * kHeldSteps];
+  if (kHeldSteps > 0) {
+    [[dont_unroll]] for (uint first = 0; first < kRows; first += kQueryRows) {
+      barrier();
+      store_queries(first);
+      barrier();
+      [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+        const uint row = t_row + b * kM;
+        if (row < first || row >= first + kQueryRows) continue;
+        [[unroll]] for (uint d = 0; d < kHeldSteps; ++d) {
+          coopMatLoad(query[b * kHeldSteps + d], s_words, (row - first) * kHeadLine + d * kK / 8,
+                      kHeadLine, gl_CooperativeMatrixLayoutRowMajor);
+        }
+      }
     }
   }
+  if (kHeldSteps < kHeadSteps) store_aside();
 
   const int64_t k_pitch = params.k_key, v_pitch = params.v_key;
   const float factor = kFinished ? kLog2e : params.scale * kLog2e;
@@ -299,10 +330,14 @@ void main() {
     const int split_begin = int(split * kSplitLen);
     const int begin = max(early.x, split_begin), end = min(late.y, split_begin + int(kSplitLen));
     if (!kPartial && begin >= end) continue;
-    SCORES o[kValueTiles];
-    SCORES l = SCORES(0.0);       // each element: of the columns that stood in its place
-    SCORES m = SCORES(hidden());  // the largest score yet
-    [[unroll]] for (uint d = 0; d < kValueTiles; ++d) o[d] = SCORES(0.0);
+    // Of a block: the output; l, each element of the columns that stood in its place; the largest
+    // score yet.
+    SCORES o[kBlocks * kValueTiles], l[kBlocks], m[kBlocks];
+    [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+      l[b] = SCORES(0.0);
+      m[b] = SCORES(hidden());
+      [[unroll]] for (uint d = 0; d < kValueTiles; ++d) o[b * kValueTiles + d] = SCORES(0.0);
+    }
 
     int key = begin < end ? begin - (begin - split_begin) % int(kKeys) : end;
     if (key < end) load_keys(k + int64_t(key) * k_pitch, k_pitch, batch.limit - key);
@@ -314,100 +349,130 @@ void main() {
       barrier();  // K is there; nobody reads the last V
       load_values(v + int64_t(key) * v_pitch, v_pitch, batch.limit - key);
 
-      SCORES s[kKeyTiles];
-      [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) s[n] = SCORES(0.0);
+      SCORES s[kBlocks * kKeyTiles];
+      [[unroll]] for (uint i = 0; i < kBlocks * kKeyTiles; ++i) s[i] = SCORES(0.0);
       [[unroll]] for (uint d = 0; d < kHeadSteps; ++d) {
+        LEFT rows[kBlocks];
+        [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+          if (d < kHeldSteps) {
+            rows[b] = query[b * kHeldSteps + d];
+          } else {
+            coopMatLoad(rows[b], s_words,
+                        kAsideAt + (t_row + b * kM) * kAsideLine + (d - kHeldSteps) * kK / 8,
+                        kAsideLine, gl_CooperativeMatrixLayoutRowMajor);
+          }
+        }
         [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
           RIGHT keys;
           coopMatLoad(keys, s_words, n * kN * kHeadLine + d * kK / 8, kHeadLine,
                       gl_CooperativeMatrixLayoutColumnMajor);
-          s[n] = coopMatMulAdd(query[d], keys, s[n]);
+          [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+            s[b * kKeyTiles + n] = coopMatMulAdd(rows[b], keys, s[b * kKeyTiles + n]);
+          }
         }
       }
+      if (kShared) barrier();  // nobody reads this K
       store_values();
       if (next < end) load_keys(k + int64_t(next) * k_pitch, k_pitch, batch.limit - next);
       if (kMaskType != 0 || key < late.x || next > early.y) {
         const SCORES place = places();
-        [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+        [[unroll]] for (uint i = 0; i < kBlocks * kKeyTiles; ++i) {
+          const uint b = i / kKeyTiles, column = i % kKeyTiles * kN;
           [[unroll]] for (uint e = 0; e < place.length(); ++e) {
-            s[n][e] =
-                finish_score(s[n][e], row_of(place[e]), key + int(n * kN + column_of(place[e])));
+            s[i][e] =
+                finish_score(s[i][e], row_of(b, place[e]), key + int(column + column_of(place[e])));
           }
         }
       } else if (kFinished) {
-        [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
-          [[unroll]] for (uint e = 0; e < s[n].length(); ++e) s[n][e] = score(s[n][e], 0);
+        [[unroll]] for (uint i = 0; i < kBlocks * kKeyTiles; ++i) {
+          [[unroll]] for (uint e = 0; e < s[i].length(); ++e) s[i][e] = score(s[i][e], 0);
         }
       }
 
-      SCORES top = s[0];
-      [[unroll]] for (uint n = 1; n < kKeyTiles; ++n) {
-        [[unroll]] for (uint e = 0; e < top.length(); ++e) top[e] = max(top[e], s[n][e]);
-      }
-      top = reduce_rows(top, false);
-      bool rises = false;
-      [[unroll]] for (uint e = 0; e < top.length(); ++e) {
-        top[e] = max(m[e], top[e]);
-        rises = rises || top[e] > m[e];
-      }
-      // Mostly no maximum rises; a change of 1 would change no bit.
-      if (subgroupAny(rises)) {
-        [[unroll]] for (uint e = 0; e < top.length(); ++e) {
-          const float x = (m[e] - top[e]) * factor;
-          const float change = top[e] == m[e] ? 1.0 : x < -126.0 ? 0.0 : exp2(x);
-          l[e] *= change;
-          [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
-            o[d][e] = change == 0.0 ? 0.0 : o[d][e] * change;
-          }
+      [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+        const uint first = b * kKeyTiles;
+        SCORES top = s[first];
+        [[unroll]] for (uint n = 1; n < kKeyTiles; ++n) {
+          [[unroll]] for (uint e = 0; e < top.length(); ++e) top[e] = max(top[e], s[first + n][e]);
         }
-        m = top;
-      }
-      [[unroll]] for (uint e = 0; e < top.length(); ++e) top[e] = base_of(top[e]);
-      [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+        top = reduce_rows(top, false);
+        bool rises = false;
         [[unroll]] for (uint e = 0; e < top.length(); ++e) {
-          const float p = exp2(fma(s[n][e] - top[e], factor, kWeightBits));
-          l[e] += p;
-          s[n][e] = round_weight(p);
+          top[e] = max(m[b][e], top[e]);
+          rises = rises || top[e] > m[b][e];
+        }
+        // Mostly no maximum rises; a change of 1 would change no bit.
+        if (subgroupAny(rises)) {
+          [[unroll]] for (uint e = 0; e < top.length(); ++e) {
+            const float x = (m[b][e] - top[e]) * factor;
+            const float change = top[e] == m[b][e] ? 1.0 : x < -126.0 ? 0.0 : exp2(x);
+            l[b][e] *= change;
+            [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
+              const uint i = b * kValueTiles + d;
+              o[i][e] = change == 0.0 ? 0.0 : o[i][e] * change;
+            }
+          }
+          m[b] = top;
+        }
+        [[unroll]] for (uint e = 0; e < top.length(); ++e) top[e] = base_of(top[e]);
+        [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+          [[unroll]] for (uint e = 0; e < top.length(); ++e) {
+            const float p = exp2(fma(s[first + n][e] - top[e], factor, kWeightBits));
+            l[b][e] += p;
+            s[first + n][e] = round_weight(p);
+          }
         }
       }
       barrier();  // V is there; nobody reads this K
-      if (next < end) store_keys();
+      if (!kShared && next < end) store_keys();
 
 #ifndef NV_MATRIX2
-      [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+      const uint scratch = gl_SubgroupID * kM * kN;
+      [[unroll]] for (uint i = 0; i < kBlocks * kKeyTiles; ++i) {
+        const uint row = t_row + i / kKeyTiles * kM, column = i % kKeyTiles * kN;
         sync();
-        coopMatStore(s[n], s_scratch, t_row * kN, kN, gl_CooperativeMatrixLayoutRowMajor);
+        coopMatStore(s[i], s_scratch, scratch, kN, gl_CooperativeMatrixLayoutRowMajor);
         sync();
-        for (uint i = gl_SubgroupInvocationID; i < kM * kN; i += gl_SubgroupSize) {
-          s_weights[(t_row + i / kN) * kKeys + n * kN + i % kN] =
-              ELEMENT(s_scratch[t_row * kN + i]);
+        for (uint j = gl_SubgroupInvocationID; j < kM * kN; j += gl_SubgroupSize) {
+          s_weights[(row + j / kN) * kKeys + column + j % kN] = ELEMENT(s_scratch[scratch + j]);
         }
       }
       sync();
 #endif
       [[unroll]] for (uint n = 0; n < kKeySteps; ++n) {
-        LEFT weights;
+        LEFT weights[kBlocks];
+        [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
 #ifdef NV_MATRIX2
-        weights = LEFT(s[n]);
+          weights[b] = LEFT(s[b * kKeyTiles + n]);
 #else
-        coopMatLoad(weights, s_weights, t_row * kKeys + n * kK, kKeys,
-                    gl_CooperativeMatrixLayoutRowMajor);
+          coopMatLoad(weights[b], s_weights, (t_row + b * kM) * kKeys + n * kK, kKeys,
+                      gl_CooperativeMatrixLayoutRowMajor);
 #endif
+        }
         [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
           RIGHT values;
           coopMatLoad(values, s_words, kValuesAt + n * kK * kValueLine + d * kN / 8, kValueLine,
                       gl_CooperativeMatrixLayoutRowMajor);
-          o[d] = coopMatMulAdd(weights, values, o[d]);
+          [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+            const uint i = b * kValueTiles + d;
+            o[i] = coopMatMulAdd(weights[b], values, o[i]);
+          }
         }
+      }
+      if (kShared && next < end) {
+        barrier();  // nobody reads this V
+        store_keys();
       }
     }
 
-    l = reduce_rows(l, true);
     const SCORES place = places();
-    [[unroll]] for (uint e = 0; e < place.length(); ++e) {
-      if (column_of(place[e]) == 0) {
-        const float scale = kFinished ? 1.0 : params.scale;
-        s_ml[row_of(place[e])] = vec2(m[e] * scale, l[e] * kWeightUnit);
+    [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+      l[b] = reduce_rows(l[b], true);
+      [[unroll]] for (uint e = 0; e < place.length(); ++e) {
+        if (column_of(place[e]) == 0) {
+          const float scale = kFinished ? 1.0 : params.scale;
+          s_ml[row_of(b, place[e])] = vec2(m[b][e] * scale, l[b][e] * kWeightUnit);
+        }
       }
     }
     if (t_odd) s_odd = split + 1;
@@ -415,19 +480,22 @@ void main() {
     const bool odd = s_odd == split + 1;
     if (odd) {
       note_odd_values(k, v, k_pitch, v_pitch, begin, end);
-      [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
+      [[unroll]] for (uint i = 0; i < kBlocks * kValueTiles; ++i) {
+        const uint b = i / kValueTiles, column = i % kValueTiles * kN;
         [[unroll]] for (uint e = 0; e < place.length(); ++e) {
-          o[d][e] = marked(o[d][e], row_of(place[e]), d * kN + column_of(place[e]));
+          o[i][e] = marked(o[i][e], row_of(b, place[e]), column + column_of(place[e]));
         }
       }
     }
-    for (uint row = gl_SubgroupInvocationID; row < kM; row += gl_SubgroupSize) {
+    for (uint row = gl_SubgroupInvocationID; row < kOwnRows; row += gl_SubgroupSize) {
       merge_row(t_row + row, split);
     }
     sync();
-    [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
+    [[unroll]] for (uint i = 0; i < kBlocks * kValueTiles; ++i) {
+      const uint b = i / kValueTiles, column = i % kValueTiles * kN;
       [[unroll]] for (uint e = 0; e < place.length(); ++e) {
-        write_element(row_of(place[e]), d * kN + column_of(place[e]), split, o[d][e] * kWeightUnit);
+        write_element(row_of(b, place[e]), column + column_of(place[e]), split,
+                      o[i][e] * kWeightUnit);
       }
     }
     sync();

@@ -1,10 +1,10 @@
 // Inf and NaN of V, for matrix.comp. They never reach the matrix unit, where 0 times them would be
 // NaN. What they do to o is noted at a split's end, row by row and column by column: 1 adds Inf,
-// 2 -Inf, 3 NaN.
-const uint kMarkWords = (kValueDim + 15) / 16, kOddWords = kSplitLen / 32;
+// 2 -Inf, 3 NaN. The marks take K's place in shared memory, kMarksLine words a row, each row's of
+// one thread's; two bits of a word's uints are a column's.
+const uint kOddWords = kSplitLen / 32;
 shared uint s_odd;  // 1 + the last split that has such values
 shared uint s_odd_keys[kOddWords];
-shared uint s_marks[kRows * kMarkWords];
 bool t_odd;  // whether this thread met Inf or NaN in V
 
 // The signs of elements that are Inf or NaN: an exponent of ones is carried there.
@@ -32,7 +32,7 @@ bool has_weight(uint row, int key, uint64_t k) {
 // Notes what rows take in from values of Inf or NaN of keys [begin, end).
 void note_odd_values(uint64_t k, uint64_t v, int64_t k_pitch, int64_t v_pitch, int begin, int end) {
   for (uint i = t_id; i < kOddWords; i += kThreads) s_odd_keys[i] = 0;
-  for (uint i = t_id; i < kRows * kMarkWords; i += kThreads) s_marks[i] = 0;
+  for (uint i = t_id; i < kRows * kMarksLine; i += kThreads) s_words[i] = uvec4(0);
   barrier();
   for (int key = begin + int(t_id); key < end; key += int(kThreads)) {
     uvec4 odd = uvec4(0);
@@ -56,7 +56,7 @@ void note_odd_values(uint64_t k, uint64_t v, int64_t k_pitch, int64_t v_pitch, i
           if ((odd[i / 2] >> shift & 0x8000u) == 0) continue;
           const uint infinity = kDType == 2 ? 0x7f80u : 0x7c00u;
           const uint what = (bits & 0x7fffu) != infinity ? 3u : 1u + (bits >> 15);
-          s_marks[row * kMarkWords + w / 2] |= what << (2 * (w % 2 * 8 + i));
+          s_words[row * kMarksLine + w / 8][w % 8 / 2] |= what << (2 * (w % 2 * 8 + i));
         }
       }
     }
@@ -65,6 +65,7 @@ void note_odd_values(uint64_t k, uint64_t v, int64_t k_pitch, int64_t v_pitch, i
 }
 float marked(float o, uint row, uint column) {
   if (column >= kValueDim) return o;
-  const uint what = s_marks[row * kMarkWords + column / 16] >> (2 * (column % 16)) & 3u;
+  const uint marks = s_words[row * kMarksLine + column / 64][column % 64 / 16];
+  const uint what = marks >> (2 * (column % 16)) & 3u;
   return what == 0 ? o : what == 1 ? o - hidden() : what == 2 ? o + hidden() : nan();
 }
