@@ -156,19 +156,25 @@ void load_values(uint64_t from, int64_t pitch, int left) {
   }
 }
 
-// 0 takes the place of Inf and NaN.
 void store_values() {
+  uvec4 odd = uvec4(0);
   [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
     const uint row = t_id / kValueLanes + round * kValueStep;
     if (kKeys % kValueStep != 0 && row >= kKeys) continue;
     [[unroll]] for (uint part = 0; part < kValueParts; ++part) {
-      uvec4 word = t_words[round * kValueParts + part];
-      const uvec4 odd = odd_signs(word);
-      if ((odd.x | odd.y | odd.z | odd.w) != 0) {
-        word &= ~((odd >> 15) * 0xffffu);
-        t_odd = true;
-      }
+      const uvec4 word = t_words[round * kValueParts + part];
+      odd |= odd_signs(word);
       s_words[kValuesAt + row * kValueLine + t_id % kValueLanes + part * kValueLanes] = word;
+    }
+  }
+  if (odd == uvec4(0)) return;
+  t_odd = true;  // it is rare: so the words are stored again, with 0 for Inf and NaN
+  for (uint i = 0; i < kValueLoads; ++i) {
+    const uint row = t_id / kValueLanes + i / kValueParts * kValueStep;
+    const uint w = t_id % kValueLanes + i % kValueParts * kValueLanes;
+    if (row < kKeys) {
+      const uint at = kValuesAt + row * kValueLine + w;
+      s_words[at] = without_odd(s_words[at]);
     }
   }
 }

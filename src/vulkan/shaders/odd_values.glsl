@@ -16,6 +16,9 @@ uvec4 odd_signs(uvec4 word) {
 #endif
 }
 
+// 0 takes the place of Inf and NaN.
+uvec4 without_odd(uvec4 word) { return word & ~((odd_signs(word) >> 15) * 0xffffu); }
+
 // Whether a row gives weight to a key; the row's m of the split is in s_ml. q.k is in float32: it
 // decides only about weights that vanish.
 bool has_weight(uint row, int key, uint64_t k) {
