@@ -112,20 +112,20 @@ float finish_score(float product, uint row, int key) {
 
 #include "odd_values.glsl"
 
-// `from` is of the tile's first key, `pitch` from key to key, `left` the keys that there are.
-void load_keys(uint64_t from, int64_t pitch, int left) {
+// `from` is of the tile's first key, `pitch` from key to key, `last` the last key that there is. It
+// also stands for the keys behind it: their weights are 0, whatever stands there.
+void load_keys(uint64_t from, int64_t pitch, int last) {
   const uint first = t_id / kHeadLanes, lane = t_id % kHeadLanes;
-  from += int64_t(first) * pitch + 16 * lane;
+  if (kKeys % kHeadStep != 0) last = min(last, int(kKeys) - 1);
   [[unroll]] for (uint round = 0; round < kHeadRounds; ++round) {
-    const int row = int(first + round * kHeadStep);
-    const bool inside = (kKeys % kHeadStep == 0 || row < int(kKeys)) && row < left;
+    const int row = min(int(first + round * kHeadStep), last);
+    const uint64_t at = from + int64_t(row) * pitch + 16 * lane;
     [[unroll]] for (uint part = 0; part < kHeadParts; ++part) {
       const uint w = lane + part * kHeadLanes, i = round * kHeadParts + part;
       t_words[i] = uvec4(0);
-      if (!inside || (kHeadWords < kHeadWide && w >= kHeadWords)) continue;
-      t_words[i] = load_words(from + 16 * kHeadLanes * part);
+      if (kHeadWords < kHeadWide && w >= kHeadWords) continue;
+      t_words[i] = load_words(at + 16 * kHeadLanes * part);
     }
-    from += int64_t(kHeadStep) * pitch;
   }
 }
 
@@ -140,19 +140,18 @@ void store_keys() {
   }
 }
 
-void load_values(uint64_t from, int64_t pitch, int left) {
+void load_values(uint64_t from, int64_t pitch, int last) {
   const uint first = t_id / kValueLanes, lane = t_id % kValueLanes;
-  from += int64_t(first) * pitch + 16 * lane;
+  if (kKeys % kValueStep != 0) last = min(last, int(kKeys) - 1);
   [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
-    const int row = int(first + round * kValueStep);
-    const bool inside = (kKeys % kValueStep == 0 || row < int(kKeys)) && row < left;
+    const int row = min(int(first + round * kValueStep), last);
+    const uint64_t at = from + int64_t(row) * pitch + 16 * lane;
     [[unroll]] for (uint part = 0; part < kValueParts; ++part) {
       const uint w = lane + part * kValueLanes, i = round * kValueParts + part;
       t_words[i] = uvec4(0);
-      if (!inside || (kValueWords < kValueWide && w >= kValueWords)) continue;
-      t_words[i] = load_words(from + 16 * kValueLanes * part);
+      if (kValueWords < kValueWide && w >= kValueWords) continue;
+      t_words[i] = load_words(at + 16 * kValueLanes * part);
     }
-    from += int64_t(kValueStep) * pitch;
   }
 }
 
@@ -346,14 +345,14 @@ void main() {
     }
 
     int key = begin < end ? begin - (begin - split_begin) % int(kKeys) : end;
-    if (key < end) load_keys(k + int64_t(key) * k_pitch, k_pitch, batch.limit - key);
+    if (key < end) load_keys(k + int64_t(key) * k_pitch, k_pitch, batch.limit - 1 - key);
     barrier();
     store_keys();
     t_odd = false;
     [[dont_unroll]] for (; key < end; key += int(kKeys)) {
       const int next = key + int(kKeys);
       barrier();  // K is there; nobody reads the last V
-      load_values(v + int64_t(key) * v_pitch, v_pitch, batch.limit - key);
+      load_values(v + int64_t(key) * v_pitch, v_pitch, batch.limit - 1 - key);
 
       SCORES s[kBlocks * kKeyTiles];
       [[unroll]] for (uint i = 0; i < kBlocks * kKeyTiles; ++i) s[i] = SCORES(0.0);
@@ -379,7 +378,7 @@ void main() {
       }
       if (kShared) barrier();  // nobody reads this K
       store_values();
-      if (next < end) load_keys(k + int64_t(next) * k_pitch, k_pitch, batch.limit - next);
+      if (next < end) load_keys(k + int64_t(next) * k_pitch, k_pitch, batch.limit - 1 - next);
       if (kMaskType != 0 || key < late.x || next > early.y) {
         const SCORES place = places();
         [[unroll]] for (uint i = 0; i < kBlocks * kKeyTiles; ++i) {
