@@ -79,6 +79,7 @@ const float kWeightBits = 0.0, kWeightUnit = 1.0;
 const float kWeightBits = 15.0, kWeightUnit = 1.0 / 32768.0;
 #endif
 const float kLog2e = 1.44269504;
+const float kLowest = -3.402823466e38;  // the maximum of no scores: hidden ones are below it
 
 #define MATRIX(type, rows, columns, use) coopmat<type, gl_ScopeSubgroup, rows, columns, use>
 #define SCORES MATRIX(float, kM, kN, gl_MatrixUseAccumulator)
@@ -340,7 +341,7 @@ void main() {
     SCORES o[kBlocks * kValueTiles], l[kBlocks], m[kBlocks];
     [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
       l[b] = SCORES(0.0);
-      m[b] = SCORES(hidden());
+      m[b] = SCORES(kLowest);
       [[unroll]] for (uint d = 0; d < kValueTiles; ++d) o[b * kValueTiles + d] = SCORES(0.0);
     }
 
@@ -419,7 +420,6 @@ void main() {
           }
           m[b] = top;
         }
-        [[unroll]] for (uint e = 0; e < top.length(); ++e) top[e] = base_of(top[e]);
         [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
           [[unroll]] for (uint e = 0; e < top.length(); ++e) {
             const float p = exp2(fma(s[first + n][e] - top[e], factor, kWeightBits));
@@ -475,8 +475,9 @@ void main() {
       l[b] = reduce_rows(l[b], true);
       [[unroll]] for (uint e = 0; e < place.length(); ++e) {
         if (column_of(place[e]) == 0) {
+          const float sum = l[b][e] * kWeightUnit;
           const float scale = kFinished ? 1.0 : params.scale;
-          s_ml[row_of(b, place[e])] = vec2(m[b][e] * scale, l[b][e] * kWeightUnit);
+          s_ml[row_of(b, place[e])] = vec2(sum == 0.0 ? hidden() : m[b][e] * scale, sum);
         }
       }
     }
