@@ -72,9 +72,10 @@ const uint kValueParts = kValueWide / kValueLanes, kValueStep = kThreads / kValu
 const uint kValueRounds = (kKeys + kValueStep - 1) / kValueStep;
 const uint kHeadLoads = kHeadRounds * kHeadParts, kValueLoads = kValueRounds * kValueParts;
 
-// Weights are taken times 2^kWeightBits, so that float16 holds those down to 2^-39.
+// Weights are taken times 2^kWeightBits, so that float16 holds those down to 2^-39, and that no
+// output of bfloat16 overflows within a split, where a change of 0 would make it NaN.
 #ifdef BFLOAT16
-const float kWeightBits = 0.0, kWeightUnit = 1.0;
+const float kWeightBits = -12.0, kWeightUnit = 4096.0;
 #else
 const float kWeightBits = 15.0, kWeightUnit = 1.0 / 32768.0;
 #endif
@@ -402,24 +403,15 @@ void main() {
           [[unroll]] for (uint e = 0; e < top.length(); ++e) top[e] = max(top[e], s[first + n][e]);
         }
         top = reduce_rows(top, false);
-        bool rises = false;
+        // A change of 1 changes no bit. Without a branch: it would have o moved from register to
+        // register, which takes as long.
         [[unroll]] for (uint e = 0; e < top.length(); ++e) {
           top[e] = max(m[b][e], top[e]);
-          rises = rises || top[e] > m[b][e];
+          const float change = top[e] == m[b][e] ? 1.0 : exp2((m[b][e] - top[e]) * factor);
+          l[b][e] *= change;
+          [[unroll]] for (uint d = 0; d < kValueTiles; ++d) o[b * kValueTiles + d][e] *= change;
         }
-        // Mostly no maximum rises; a change of 1 would change no bit.
-        if (subgroupAny(rises)) {
-          [[unroll]] for (uint e = 0; e < top.length(); ++e) {
-            const float x = (m[b][e] - top[e]) * factor;
-            const float change = top[e] == m[b][e] ? 1.0 : x < -126.0 ? 0.0 : exp2(x);
-            l[b][e] *= change;
-            [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
-              const uint i = b * kValueTiles + d;
-              o[i][e] = change == 0.0 ? 0.0 : o[i][e] * change;
-            }
-          }
-          m[b] = top;
-        }
+        m[b] = top;
         [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
           [[unroll]] for (uint e = 0; e < top.length(); ++e) {
             const float p = exp2(fma(s[first + n][e] - top[e], factor, kWeightBits));
