@@ -37,10 +37,9 @@ layout(constant_id = 20) const uint kK = 8;
 layout(constant_id = 21) const bool kPartial = false;
 // Whether a score is finished before the maximum is taken; else its scale is left to the exp2.
 layout(constant_id = 22) const bool kFinished = false;
-
 layout(constant_id = 23) const uint kBlocks = 1;  // of kM rows, a subgroup's
 // Registers or shared memory: the first kHeld steps of q stay in registers, the others in shared
-// memory; with kShared, V takes K's place there, which takes two more barriers.
+// memory; with kShared, V takes K's place there, at two more barriers a tile.
 layout(constant_id = 24) const uint kHeld = 128;
 layout(constant_id = 25) const bool kShared = false;
 
@@ -57,10 +56,11 @@ const uint kHeldWide = kHeldSteps * kK / 8;
 const uint kAsideWide = kHeadWide - kHeldWide, kAsideLine = kAsideWide + 1;
 const uint kMarksLine = (kValueDim + 63) / 64;  // see odd_values.glsl
 // K, then V; in their place at first q on its way to registers, at last the marks. Then q.
-const uint kValuesAt = kShared ? 0 : kKeys * kHeadLine;
+const uint kKeysEnd = kKeys * kHeadLine, kValuesAt = kShared ? 0 : kKeysEnd;
 const uint kValuesEnd = kValuesAt + kKeys * kValueLine;
-const uint kTileWords = kValuesEnd > kKeys* kHeadLine ? kValuesEnd : kKeys* kHeadLine;
-const uint kAsideAt = kTileWords > kRows* kMarksLine ? kTileWords : kRows* kMarksLine;
+const uint kTileWords = kValuesEnd > kKeysEnd ? kValuesEnd : kKeysEnd;
+const uint kMarksEnd = kRows * kMarksLine;
+const uint kAsideAt = kTileWords > kMarksEnd ? kTileWords : kMarksEnd;
 const uint kWords = kAsideAt + (kHeldSteps < kHeadSteps ? kRows * kAsideLine : 0);
 const uint kQueryRows = kTileWords / kHeadLine / kM * kM;  // that fit into K's and V's place
 // Up to eight threads side by side load a row, each every eighth word; then the rows kStep on.
