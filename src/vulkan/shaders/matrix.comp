@@ -45,6 +45,7 @@ layout(constant_id = 25) const bool kShared = false;
 
 const uint kOwnRows = kM * kBlocks, kRows = kOwnRows * kSubgroups;
 const uint kThreads = gl_WorkGroupSize.x;
+const uint kLine = kN / 4;  // 16-byte words of a matrix's row of floats
 const uint kKeyTiles = kKeys / kN, kKeySteps = kKeys / kK;
 const uint kHeadSteps = (kHeadDim + kK - 1) / kK;
 const uint kValueTiles = (kValueDim + kN - 1) / kN;
@@ -89,14 +90,16 @@ const float kLowest = -3.402823466e38;  // the maximum of no scores: hidden ones
 
 layout(buffer_reference, std430, buffer_reference_align = 4) buffer Float { float value; };
 
+// Matrices have to lie at multiples of 16 bytes. That takes elements as large: an array of floats
+// may begin at any multiple of 4, from where NVIDIA's driver loads a matrix wrongly.
 shared uvec4 s_words[kWords];
-shared float s_places[kM * kN];  // of each element of a matrix: 1024 * row + column
-shared ivec2 s_range[kRows];     // keys that each row sees
+shared vec4 s_places[kM * kLine];  // of each element of a matrix: 1024 * row + column
+shared ivec2 s_range[kRows];       // keys that each row sees
 shared uint64_t s_mask[kMaskType == 0 ? 1 : kRows];
 shared vec2 s_ml[kRows];  // at a split's end: (m, l), then the factors of the merge
 #ifndef NV_MATRIX2
-shared float s_scratch[kSubgroups * kM * kN];
-shared ELEMENT s_weights[kRows * kKeys];
+shared vec4 s_scratch[kSubgroups * kM * kLine];
+shared uvec4 s_weights[kRows * kKeys / 8];
 #endif
 
 uint t_id, t_row;       // t_row: of the tile, the subgroup's first
@@ -211,7 +214,7 @@ void sync() {
 
 SCORES places() {
   SCORES place;
-  coopMatLoad(place, s_places, 0, kN, gl_CooperativeMatrixLayoutRowMajor);
+  coopMatLoad(place, s_places, 0, kLine, gl_CooperativeMatrixLayoutRowMajor);
   return place;
 }
 uint row_of(uint block, float place) { return t_row + block * kM + uint(place) / 1024; }
@@ -229,20 +232,22 @@ SCORES reduce_rows(SCORES x, bool sum) {
     coopMatReduceNV(x, x, gl_CooperativeMatrixReduceRowNV, larger);
   }
 #else
-  const uint begin = gl_SubgroupID * kM * kN;
+  const uint begin = gl_SubgroupID * kM * kLine;
   sync();
-  coopMatStore(x, s_scratch, begin, kN, gl_CooperativeMatrixLayoutRowMajor);
+  coopMatStore(x, s_scratch, begin, kLine, gl_CooperativeMatrixLayoutRowMajor);
   sync();
   for (uint row = gl_SubgroupInvocationID; row < kM; row += gl_SubgroupSize) {
-    float all = s_scratch[begin + row * kN];
-    for (uint i = 1; i < kN; ++i) {
-      const float x = s_scratch[begin + row * kN + i];
-      all = sum ? all + x : max(all, x);
+    vec4 all = s_scratch[begin + row * kLine];
+    for (uint i = 1; i < kLine; ++i) {
+      const vec4 more = s_scratch[begin + row * kLine + i];
+      all = sum ? all + more : max(all, more);
     }
-    for (uint i = 0; i < kN; ++i) s_scratch[begin + row * kN + i] = all;
+    const float one =
+        sum ? all.x + all.y + all.z + all.w : max(max(all.x, all.y), max(all.z, all.w));
+    for (uint i = 0; i < kLine; ++i) s_scratch[begin + row * kLine + i] = vec4(one);
   }
   sync();
-  coopMatLoad(x, s_scratch, begin, kN, gl_CooperativeMatrixLayoutRowMajor);
+  coopMatLoad(x, s_scratch, begin, kLine, gl_CooperativeMatrixLayoutRowMajor);
 #endif
   return x;
 }
@@ -253,6 +258,21 @@ float round_weight(float p) {
   precise float rounded = fma(p, -65536.0, p * 65537.0);
   return kDType == 2 ? rounded : p;
 }
+
+#ifndef NV_MATRIX2
+// Eight rounded weights.
+uint weight_pair(vec2 p) {
+#ifdef BFLOAT16
+  const uvec2 bits = floatBitsToUint(p);
+  return bits.x >> 16 | (bits.y & 0xffff0000u);
+#else
+  return packFloat2x16(f16vec2(p));
+#endif
+}
+uvec4 weight_word(vec4 a, vec4 b) {
+  return uvec4(weight_pair(a.xy), weight_pair(a.zw), weight_pair(b.xy), weight_pair(b.zw));
+}
+#endif
 
 // Merges a row's (m, l) of a split into its state, or writes that of its partial state, and leaves
 // the factors of the two outputs.
@@ -309,7 +329,9 @@ void main() {
     s_range[row] = visible(batch, index / params.heads);
     if (kMaskType != 0) s_mask[row] = mask_address(batch_index, t_group, index);
   }
-  for (uint i = t_id; i < kM * kN; i += kThreads) s_places[i] = float(1024 * (i / kN) + i % kN);
+  for (uint i = t_id; i < kM * kLine; i += kThreads) {
+    s_places[i] = float(1024 * (i / kLine) + i % kLine * 4) + vec4(0, 1, 2, 3);
+  }
   if (t_id == 0) s_odd = 0;
   LEFT query[kHeldSteps == 0 ? 1 : kBlocks * kHeldSteps];
   if (kHeldSteps > 0) {
@@ -424,14 +446,16 @@ void main() {
       if (!kShared && next < end) store_keys();
 
 #ifndef NV_MATRIX2
-      const uint scratch = gl_SubgroupID * kM * kN;
+      const uint scratch = gl_SubgroupID * kM * kLine;
       [[unroll]] for (uint i = 0; i < kBlocks * kKeyTiles; ++i) {
         const uint row = t_row + i / kKeyTiles * kM, column = i % kKeyTiles * kN;
         sync();
-        coopMatStore(s[i], s_scratch, scratch, kN, gl_CooperativeMatrixLayoutRowMajor);
+        coopMatStore(s[i], s_scratch, scratch, kLine, gl_CooperativeMatrixLayoutRowMajor);
         sync();
-        for (uint j = gl_SubgroupInvocationID; j < kM * kN; j += gl_SubgroupSize) {
-          s_weights[(row + j / kN) * kKeys + column + j % kN] = ELEMENT(s_scratch[scratch + j]);
+        for (uint j = gl_SubgroupInvocationID; j < kM * kN / 8; j += gl_SubgroupSize) {
+          const uint at = (row + 8 * j / kN) * kKeys + column + 8 * j % kN;
+          s_weights[at / 8] =
+              weight_word(s_scratch[scratch + 2 * j], s_scratch[scratch + 2 * j + 1]);
         }
       }
       sync();
@@ -442,7 +466,7 @@ void main() {
 #ifdef NV_MATRIX2
           weights[b] = LEFT(s[b * kKeyTiles + n]);
 #else
-          coopMatLoad(weights[b], s_weights, (t_row + b * kM) * kKeys + n * kK, kKeys,
+          coopMatLoad(weights[b], s_weights, ((t_row + b * kM) * kKeys + n * kK) / 8, kKeys / 8,
                       gl_CooperativeMatrixLayoutRowMajor);
 #endif
         }
