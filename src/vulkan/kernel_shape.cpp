@@ -106,8 +106,8 @@ std::optional<MatrixShape> matrix_shape(const ShapeQuery& query, std::uint32_t s
   };
   // Elements of q, or of the output, in a thread. As measured on an H100 at 32, 64 and 128: two
   // blocks' output fits beside their scores, which halves what is loaded, as long as q stays in
-  // shared memory (+21 %); one block's and q; one block's without q, and few enough keys that two
-  // workgroups still share a processor (+60 %).
+  // shared memory; one block's and q; one block's without q, and few enough keys that two
+  // workgroups still share a processor.
   const std::uint32_t registers = ceil_div(size * columns, query.subgroup_size);
   if (registers > kMatrixRegisters) return std::nullopt;
   if (registers <= kMatrixRegisters / 4) {
