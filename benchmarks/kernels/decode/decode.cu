@@ -20,8 +20,7 @@
 // p.split and p.num_splits count splits of kSplitLen keys. Partial states: of sub-splits,
 // [groups of the chunk][splits of the wave * kSubs][indices of the chunk].
 struct Work {
-  uint* counters;  // [groups of the chunk][tiles of rows][1 + splits of the wave]: 0, and left so
-  uint groups;     // of the chunk
+  uint groups;  // of the chunk
 };
 
 #ifndef KF_COMBINE
@@ -80,8 +79,7 @@ constexpr uint kQueryAt = kStreams * kSlots * kSlotBytes;
 constexpr uint kBufferAt = kQueryAt + (kQueryShared ? round_up(kRows * HeadTile::kPitch, 128) : 0);
 constexpr uint kStatesAt = kBufferAt + kWarps * 8 * kPassPitch * 4;  // float2 [kStreams][kRows]
 constexpr uint kSumsAt = kStatesAt + kStreams * kRows * 8;           // float2 [kRows]
-constexpr uint kFlagAt = kSumsAt + kRows * 8;
-constexpr uint kSharedBytes = kFlagAt + 16;
+constexpr uint kSharedBytes = kSumsAt + kRows * 8;
 
 #ifdef KF_BFLOAT16
 constexpr float kWeightBits = 0, kWeightUnit = 1;
@@ -101,10 +99,9 @@ DEVICE float quad_sum(float x) {
   x += __shfl_xor_sync(~0u, x, 1);
   return x + __shfl_xor_sync(~0u, x, 2);
 }
-// The exponent that weights are taken against, from m. Rounded here, so that equal m give equal
-// bases and a factor of exactly 1 between them.
-DEVICE float base_of(float m) { return m == kHidden ? 0.0f : __fmul_rn(m, kLog2e); }
-DEVICE float factor_of(float m, float base) { return exp2_fast(__fmul_rn(m, kLog2e) - base); }
+// What weights are taken against: m, or 0 where nothing is seen.
+DEVICE float base_of(float m) { return m == kHidden ? 0.0f : m; }
+DEVICE float factor_of(float m, float base) { return exp2_fast((m - base) * kLog2e); }
 
 // The keys that a row sees, before masks: [x, y) counted from the chunk's first key.
 DEVICE int2 visible(const Batch& b, int row) {
@@ -372,7 +369,7 @@ DEVICE void soften(Fold& c, const Params& p, int key, uint lane, Mode mode,
       most = fmaxf(most, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
     }
     most = fmaxf(c.m[r], quad_max(most));
-    const float base = base_of(most), shift = kWeightBits - base;
+    const float base = base_of(most);
     alpha[r] = factor_of(c.m[r], base);
     c.m[r] = most;
     float sum = 0;
@@ -380,7 +377,7 @@ DEVICE void soften(Fold& c, const Params& p, int key, uint lane, Mode mode,
     for (int j = 0; j < kKeyBlocks; ++j) {
 #pragma unroll
       for (int e = 2 * r; e < 2 * r + 2; ++e) {
-        s[j][e] = exp2_fast(fmaf(s[j][e], kLog2e, shift));
+        s[j][e] = exp2_fast(fmaf(s[j][e] - base, kLog2e, kWeightBits));
         sum += s[j][e];
       }
     }
@@ -617,107 +614,6 @@ DEVICE float4 fold_o(float4 state, float4 later, float2 factors) {
                      fold_o(state.z, later.z, factors), fold_o(state.w, later.w, factors));
 }
 
-// For the whole block: whether it is the last of `expected` to come. What all have written before
-// is then seen by all its threads.
-DEVICE bool last_to_come(uint* counter, uint expected, uint* flag) {
-  __syncthreads();
-  if (expected == 1) return true;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    const bool last = atomicAdd(counter, 1u) == expected - 1;
-    if (last) *counter = 0;
-    __threadfence();
-    *flag = last;
-  }
-  __syncthreads();
-  return *reinterpret_cast<volatile uint*>(flag) != 0;
-}
-
-// After a unit: merges its split if that is complete, and the tile's splits if these are.
-DEVICE void merge(const Params& p, const Work& work, const Cursor& c, unsigned char* shared) {
-  uint* const flag = reinterpret_cast<uint*>(shared + kFlagAt);
-  uint* const counters =
-      work.counters + (uint64(c.group - p.group) * num_tiles(p) + c.tile) * (1 + p.num_splits);
-  const int split = c.sub / kSubs;
-  const auto begin_of = [&](int split) { return max(c.sub_begin, split * kSubs); };
-  const auto end_of = [&](int split) { return min(c.sub_end, (split + 1) * kSubs); };
-  const uint first = tile_first(p, c.tile), rows = tile_last(p, c.tile) + 1 - first;
-  const uint step = p.index_end - p.index_begin;
-  const int n = end_of(split) - begin_of(split);
-  if (!last_to_come(counters + 1 + split, n, flag)) return;
-
-  const int split_begin = c.sub_begin / kSubs, split_end = (c.sub_end - 1) / kSubs + 1;
-  const bool only = split_end - split_begin == 1;
-  const uint64 part = partial_index(p, c.group, begin_of(split), first);
-  const uint64 state = state_index(p, c.group, first);
-  float2* const partial_ml = reinterpret_cast<float2*>(p.partial_ml);
-  float4* const partial_o = reinterpret_cast<float4*>(p.partial_o);
-  float2* const state_ml = reinterpret_cast<float2*>(p.ml);
-  float4* const state_o = reinterpret_cast<float4*>(p.o);
-  constexpr uint kFours = kValuePitch / 4;
-
-  for (uint i = threadIdx.x; i < rows * kFours; i += kThreads) {
-    const uint row = i / kFours, four = i % kFours;
-    const Sum sum = sum_subs(p, part + row, step, n, 4 * four);
-    if (only) {
-      float2 ml = state_ml[state + row];
-      const float2 factors = fold_ml(ml, sum.ml);
-      float4* const o = state_o + (state + row) * kFours + four;
-      *o = fold_o(*o, sum.o, factors);
-    } else {
-      partial_o[(part + row) * kFours + four] = sum.o;
-    }
-  }
-  __syncthreads();  // all have read (m, l)
-  for (uint row = threadIdx.x; row < rows; row += kThreads) {
-    const Sum sum = sum_subs(p, part + row, step, n, -1);
-    if (only) {
-      float2 ml = state_ml[state + row];
-      fold_ml(ml, sum.ml);
-      state_ml[state + row] = ml;
-    } else {
-      partial_ml[part + row] = sum.ml;
-    }
-  }
-  if (only || !last_to_come(counters, split_end - split_begin, flag)) return;
-
-  constexpr int kAhead = 8;  // loaded together
-  for (uint i = threadIdx.x; i < rows * kFours; i += kThreads) {
-    const uint row = i / kFours, four = i % kFours;
-    float2 ml = state_ml[state + row];
-    float4* const place = state_o + (state + row) * kFours + four;
-    float4 o = *place;
-#pragma unroll 1
-    for (int s = split_begin; s < split_end; s += kAhead) {
-      float2 later_ml[kAhead];
-      float4 later_o[kAhead];
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        const int last = min(s + j, split_end - 1);
-        const uint64 at = partial_index(p, c.group, begin_of(last), first + row);
-        later_ml[j] = __ldcg(partial_ml + at);
-        later_o[j] = __ldcg(partial_o + at * kFours + four);
-        if (s + j >= split_end) later_ml[j].y = -1;
-      }
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        const float2 factors = fold_ml(ml, later_ml[j]);
-        o = fold_o(o, later_o[j], factors);
-      }
-    }
-    *place = o;
-  }
-  __syncthreads();
-  for (uint row = threadIdx.x; row < rows; row += kThreads) {
-    float2 ml = state_ml[state + row];
-#pragma unroll 4
-    for (int s = split_begin; s < split_end; ++s) {
-      fold_ml(ml, __ldcg(partial_ml + partial_index(p, c.group, begin_of(s), first + row)));
-    }
-    state_ml[state + row] = ml;
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(kThreads, KF_BLOCKS)
     decode(const __grid_constant__ Params p, const __grid_constant__ Work work) {
   extern __shared__ __align__(128) unsigned char shared[];
@@ -897,6 +793,51 @@ extern "C" __global__ void __launch_bounds__(kThreads, KF_BLOCKS)
       team_sync();
       begin_copies();
     }
-    merge(p, work, c, shared);
+  }
+}
+
+// Merges a row's partial states: those of a split at once, splits in ascending order into the
+// state. Warps take splits in turn; a block has a row (x) of a group (y).
+constexpr int kMostWarps = 16;
+extern "C" __global__ void __launch_bounds__(32 * kMostWarps)
+    decode_merge(const __grid_constant__ Params p) {
+  __shared__ float4 shared_o[kMostWarps][32];
+  __shared__ float2 shared_ml[kMostWarps];
+  const uint warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  const uint group = p.group + blockIdx.y, index = p.index_begin + blockIdx.x;
+  const int2 subs = subs_of(p, batch_at(p, group / p.kv_heads));
+  if (subs.x == subs.y) return;
+  const uint step = p.index_end - p.index_begin;
+  const uint64 state = state_index(p, group, index);
+  float2* const state_ml = reinterpret_cast<float2*>(p.ml) + state;
+  const int split_begin = subs.x / kSubs, split_end = (subs.y - 1) / kSubs + 1;
+  const float2 before = *state_ml;
+#pragma unroll 1
+  for (int column = 4 * lane; column - 4 * int(lane) < kValuePitch; column += 128) {
+    float4* const place = reinterpret_cast<float4*>(p.o + 4 * (state * kValuePitch + column));
+    float2 ml = before;
+    float4 o = make_float4(0, 0, 0, 0);
+    if (warp == 0 && column < kValuePitch) o = *place;
+#pragma unroll 1
+    for (int s = split_begin; s < split_end; s += warps) {
+      const int split = s + warp;
+      if (split < split_end) {
+        const int begin = max(subs.x, split * kSubs), end = min(subs.y, (split + 1) * kSubs);
+        const Sum sum = sum_subs(p, partial_index(p, group, begin, index), step, end - begin,
+                                 min(column, kValuePitch - 4));
+        shared_o[warp][lane] = sum.o;
+        if (lane == 0) shared_ml[warp] = sum.ml;
+      }
+      __syncthreads();
+      if (warp == 0) {
+        for (int i = 0; i < min(int(warps), split_end - s); ++i) {
+          const float2 factors = fold_ml(ml, shared_ml[i]);
+          o = fold_o(o, shared_o[i][lane], factors);
+        }
+      }
+      __syncthreads();
+    }
+    if (warp == 0 && column < kValuePitch) *place = o;
+    if (threadIdx.x == 0 && column + 128 >= kValuePitch) *state_ml = ml;
   }
 }
