@@ -129,11 +129,12 @@ void CudaRun::run_launches(CUstream stream, const std::vector<Launch>& launches)
   for (const Launch& launch : launches) {
     // The driver only reads them.
     std::array<void*, 5> arguments{const_cast<gpu::Params*>(&launch.params)};
+    std::size_t count = 1;
     if (launch.maps) {
-      for (std::size_t i = 0; i < 3; ++i)
-        arguments[1 + i] = const_cast<CUtensorMap*>(&(*launch.maps)[i]);
+      for (const CUtensorMap& map : *launch.maps)
+        arguments[count++] = const_cast<CUtensorMap*>(&map);
     }
-    if (launch.jobs) arguments[4] = const_cast<Jobs*>(&*launch.jobs);
+    if (launch.jobs) arguments[count++] = const_cast<Jobs*>(&*launch.jobs);
     on_->device->driver().launch_kernel(launch.function, launch.grid.x, launch.grid.y,
                                         launch.grid.z, launch.threads, 1u, 1u, launch.shared_bytes,
                                         stream, arguments.data(), nullptr);
