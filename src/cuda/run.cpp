@@ -102,7 +102,7 @@ CudaRun::Launch CudaRun::launch_of(const KernelSpec& spec, Grid grid, const gpu:
   }
   if (spec.jobs) {
     launch.jobs = {
-        on_->flags->address, static_cast<std::uint32_t>(wave.num_groups),
+        on_->flags ? on_->flags->address : 0, static_cast<std::uint32_t>(wave.num_groups),
         static_cast<std::uint32_t>(gpu::ceil_div(wave.num_indices, layout_.tiling.tile_rows))};
   }
   return launch;
@@ -112,7 +112,7 @@ std::vector<CudaRun::Launch> CudaRun::plan_launches(const ChunkBox& box,
                                                     const gpu::Params& chunk) const {
   const gpu::Waves cut = gpu::cut_chunk(gpu::work_of(layout_, block_, box, chunk, kMaxGridZ));
   const bool partial = !cut.direct;
-  const KernelSpec main = shapes_.main(partial), merge = shapes_.merge();
+  const KernelSpec main = shapes_.main(partial), fold = shapes_.fold_partials();
   const std::optional<KernelSpec> careful = shapes_.careful();
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {
@@ -120,7 +120,7 @@ std::vector<CudaRun::Launch> CudaRun::plan_launches(const ChunkBox& box,
     const Grid grid = shapes_.main_grid(wave, partial);
     launches.push_back(launch_of(main, grid, wave, params));
     if (careful) launches.push_back(launch_of(*careful, grid, wave, params));
-    if (partial) launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, params));
+    if (partial) launches.push_back(launch_of(fold, shapes_.fold_grid(wave), wave, params));
   }
   return launches;
 }
