@@ -124,7 +124,7 @@ std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int
   const auto up = [](std::uint32_t x, std::uint32_t to) { return ceil_div(x, to) * to; };
   DecodeMmaShape s;
   s.step = std::max(head, value) <= 64 ? 32 : 16;
-  s.row_team = 1;
+  s.row_team = num_indices > 16 && value <= 128 && head <= 128 ? 2 : 1;
   s.column_team = value <= 256 ? 1 : 4;
   s.streams = value <= 256 ? 4 : 2;
   // As decode_mma.cu lays it out.
@@ -138,7 +138,8 @@ std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int
   const std::uint32_t slot = up(s.step * std::max(head_pitch, value_pitch), 128);
   const bool shared_query = up(head, 16) / 4 + width / 2 > 160;
   const bool paired = head != value && (head % 16 != 0 || width * s.column_team != value);
-  for (s.resident = 2; s.resident > 0; --s.resident) {
+  // Registers suffice for eight warps.
+  for (s.resident = 8 / s.warps(); s.resident > 0; --s.resident) {
     for (s.exchanged = 32; s.exchanged >= 16; s.exchanged /= 2) {
       const std::uint32_t pass = std::min(width / 8, std::max(1u, s.exchanged / s.warps()));
       const std::uint32_t fixed = (shared_query ? up(s.rows() * head_pitch, 128) : 0) +
@@ -146,7 +147,7 @@ std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int
                                   s.rows() * 4;
       const std::uint32_t room = (max_shared_bytes + kOfBlock) / s.resident - kOfBlock;
       if (room < fixed) continue;
-      s.slots = std::min(6u, (room - fixed) / (s.streams * slot));
+      s.slots = std::min(12 / s.resident, (room - fixed) / (s.streams * slot));
       if (paired) s.slots = s.slots / 2 * 2;
       s.shared_bytes = fixed + s.slots * s.streams * slot;
       if (s.slots >= 3) return s;

@@ -112,7 +112,7 @@ std::vector<CudaRun::Launch> CudaRun::plan_launches(const ChunkBox& box,
                                                     const gpu::Params& chunk) const {
   const gpu::Waves cut = gpu::cut_chunk(gpu::work_of(layout_, block_, box, chunk, kMaxGridZ));
   const bool partial = !cut.direct;
-  const KernelSpec main = shapes_.main(partial), fold = shapes_.fold_partials();
+  const KernelSpec main = shapes_.main(partial);
   const std::optional<KernelSpec> careful = shapes_.careful();
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {
@@ -120,7 +120,8 @@ std::vector<CudaRun::Launch> CudaRun::plan_launches(const ChunkBox& box,
     const Grid grid = shapes_.main_grid(wave, partial);
     launches.push_back(launch_of(main, grid, wave, params));
     if (careful) launches.push_back(launch_of(*careful, grid, wave, params));
-    if (partial) launches.push_back(launch_of(fold, shapes_.fold_grid(wave), wave, params));
+    if (partial) launches.push_back(
+          launch_of(shapes_.fold_partials(wave), shapes_.fold_grid(wave), wave, params));
   }
   return launches;
 }

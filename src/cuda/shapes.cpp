@@ -197,10 +197,12 @@ Grid Shapes::merge_grid(const gpu::Wave& wave) const {
   return {u32(gpu::ceil_div(wave.num_indices, merge_.rows)), 1, u32(wave.num_groups)};
 }
 
-KernelSpec Shapes::fold_partials() const {
+KernelSpec Shapes::fold_partials(const gpu::Wave& wave) const {
   if (!decode_mma_) return merge();
   KernelSpec kernel = spec("decode_merge", kDecodeMergeThreads, 0);
   kernel.options.push_back(define("UNIT_LEN", kDecodeMmaUnitLen));
+  // A warp takes a split.
+  kernel.threads = u32(std::min<std::int64_t>(kDecodeMergeThreads, kWarp * wave.num_splits));
   return kernel;
 }
 

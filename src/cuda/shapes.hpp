@@ -45,8 +45,8 @@ class Shapes {
   KernelSpec merge() const;
   std::int64_t merge_rows() const { return merge_.rows; }
   Grid merge_grid(const gpu::Wave& wave) const;
-  /// What folds the partial states of main(): decode has its own.
-  KernelSpec fold_partials() const;
+  /// What folds the partial states that main() gives for a wave: decode_mma.cu has its own.
+  KernelSpec fold_partials(const gpu::Wave& wave) const;
   Grid fold_grid(const gpu::Wave& wave) const;
 
  private:

@@ -3,7 +3,7 @@
 // splits are folded in ascending order: so that few steps wait for each other.
 #include "units.cuh"
 
-constexpr u32 kWarps = kThreads / 32;
+constexpr u32 kMostWarps = kThreads / 32;
 
 // Of four columns of a row.
 struct Sum {
@@ -50,8 +50,9 @@ KEYFOLD_INLINE Sum sum_units(const Params& p, u64 part, i32 n, u32 column) {
 
 extern "C" __global__ void __launch_bounds__(kThreads)
     decode_merge(const __grid_constant__ Params p) {
-  __shared__ Sum sums[kWarps][32];
+  __shared__ Sum sums[kMostWarps][32];
   const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const i32 warps = i32(blockDim.x / 32);
   const u32 group = p.group + blockIdx.z, index = p.index_begin + blockIdx.x;
   const Range units = units_of(p, load_batch(p, group / p.kv_heads));
   if (units.begin == units.end) return;
@@ -65,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     float2 ml = before;
     float4 o = read_float4(place);
 #pragma unroll 1
-    for (i32 begin = units.begin / kUnits; begin < split_end; begin += i32(kWarps)) {
+    for (i32 begin = units.begin / kUnits; begin < split_end; begin += warps) {
       const i32 split = begin + i32(warp);
       if (split < split_end) {
         const i32 unit = larger(units.begin, split * kUnits);
@@ -73,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
                                      smaller(units.end, (split + 1) * kUnits) - unit, column);
       }
       __syncthreads();
-      for (i32 i = 0; warp == 0 && i < smaller(i32(kWarps), split_end - begin); ++i) {
+      for (i32 i = 0; warp == 0 && i < smaller(warps, split_end - begin); ++i) {
         const Sum later = sums[i][lane];
         if (later.ml.y == 0.0f) continue;
         const Factors f = merge_states(ml, later.ml);

@@ -49,7 +49,7 @@ constexpr u32 kSlotBytes = round_up(kStep * larger(HeadTile::kPitch, ValueTile::
 // Queries stay in registers where these are enough.
 constexpr bool kQueryShared = kHeadWidth / 4 + kWidth / 2 > 160;
 constexpr i32 kChains = kHeadWidth >= 128 ? 2 : 1;  // of products, to wait less for each other
-constexpr i32 kKeyBlocks = kStep / 8, kColumnBlocks = kWidth / 8;
+constexpr i32 kColumnBlocks = kWidth / 8;
 // Blocks of 8 x 8 values that a warp exchanges at a time.
 constexpr i32 kPass = smaller(kColumnBlocks, larger(1, KEYFOLD_EXCHANGED / kWarps));
 constexpr i32 kPassPitch = 8 * kPass + 8;  // floats
@@ -228,7 +228,7 @@ KEYFOLD_INLINE u32 mark_of(u32 x, Mode mode) {
   if (magnitude < kInfinity) return 0;
   return magnitude > kInfinity ? kOdd : x == kInfinity ? kPositive : kNegative;
 }
-static_assert(kUnitLen <= 512, "marks are told apart");
+static_assert(kUnitLen / kStreams <= 512, "of a stream marks are told apart");
 KEYFOLD_INLINE void mark_values(unsigned char* tile, Mode mode, u32 team_lane) {
   for (u32 i = team_lane; i < kStep * ValueTile::kPitch / 4; i += 32 * kTeam) {
     u32* const at = reinterpret_cast<u32*>(tile) + i;
