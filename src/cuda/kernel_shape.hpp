@@ -24,7 +24,7 @@ inline constexpr std::uint32_t kMaxSharedBytes = 64 << 10;
 /// Keys of a split of each kernel: constants, as bits depend on them.
 inline constexpr std::uint32_t kPrefillSplitLen = 1024;
 inline constexpr std::uint32_t kDecodeSplitLen = 512;
-inline constexpr std::uint32_t kDecodeMmaSplitLen = 8192, kDecodeMmaUnitLen = 512;
+inline constexpr std::uint32_t kDecodeMmaSplitLen = 4096, kDecodeMmaUnitLen = 512;
 inline constexpr std::uint32_t kDecodeMergeThreads = 512;  ///< at most; a warp takes a split
 
 /// kernels/attend.cu. A block is `ty` x `tx` threads of `tr` rows x `tc` keys.

@@ -83,6 +83,7 @@ std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& t
     for (const bool partial : {false, true}) all.push_back(shapes.main(partial));
     if (shapes.careful()) all.push_back(*shapes.careful());
     all.push_back(shapes.merge());
+    all.push_back(shapes.fold_partials({.num_splits = 1}));
   }
   unsetenv("KEYFOLD_CUDA_KERNEL");
   return all;
