@@ -15,6 +15,7 @@
 #include "mma.cu.hpp"
 #include "mma.cuh.hpp"
 #include "params.cuh.hpp"
+#include "tensors.cu.hpp"
 #include "units.cuh.hpp"
 #include "wgmma.cu.hpp"
 
@@ -27,6 +28,7 @@ SourceFile kernel_source(const std::string& file) {
                                    {"decode_mma.cu", kernels::decode_mma_cu},
                                    {"merge.cu", kernels::merge_cu},
                                    {"mma.cu", kernels::mma_cu},
+                                   {"tensors.cu", kernels::tensors_cu},
                                    {"wgmma.cu", kernels::wgmma_cu}}) {
     if (file == source.name) return source;
   }
@@ -34,12 +36,10 @@ SourceFile kernel_source(const std::string& file) {
 }
 
 const std::vector<SourceFile>& kernel_headers() {
-  static const auto& all = *new std::vector<SourceFile>{{"common.cuh", kernels::common_cuh},
-                                                        {"fold.cuh", kernels::fold_cuh},
-                                                        {"hopper.cuh", kernels::hopper_cuh},
-                                                        {"mma.cuh", kernels::mma_cuh},
-                                                        {"params.cuh", kernels::params_cuh},
-                                                        {"units.cuh", kernels::units_cuh}};
+  static const auto& all = *new std::vector<SourceFile>{
+      {"common.cuh", kernels::common_cuh}, {"fold.cuh", kernels::fold_cuh},
+      {"hopper.cuh", kernels::hopper_cuh}, {"mma.cuh", kernels::mma_cuh},
+      {"params.cuh", kernels::params_cuh}, {"units.cuh", kernels::units_cuh}};
   return all;
 }
 

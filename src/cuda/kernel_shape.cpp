@@ -92,19 +92,23 @@ std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
     s = {.blocks = 1, .row_warps = 8, .column_warps = 1, .keys = single ? 16u : 64u};
     if (single && widest <= 192) s.keys = 32;
   } else if (widest <= 512) {
-    s = {.blocks = 1, .row_warps = single ? 2u : 4u, .column_warps = 2, .keys = single ? 16u : 32u};
+    s = {.blocks = 1,
+         .row_warps = single ? 2u : 4u,
+         .column_warps = single ? 4u : 2u,
+         .keys = single ? 16u : 32u};
   } else {
-    s = {.blocks = 1, .row_warps = 2, .column_warps = 3, .keys = 16};
+    s = {.blocks = 1, .row_warps = single ? 2u : 4u, .column_warps = 3, .keys = 16};
   }
   // Rows of tiles are whole lines of 128 bytes, and so are the parts of several column warps.
-  const auto lines = [&](std::uint32_t dim, std::uint32_t parts) {
-    return ceil_div(ceil_div(dim, parts) * element, 128) * parts * 128;
+  const auto row_bytes = [&](std::uint32_t dim) {
+    return ceil_div(ceil_div(dim, s.column_warps) * element, 128) * s.column_warps * 128;
   };
-  const std::uint32_t head_bytes = lines(head, 1), value_bytes = lines(value, s.column_warps);
+  const std::uint32_t key_bytes = row_bytes(head) + row_bytes(value);
+  const std::uint32_t part_bytes = s.column_warps > 1 ? s.column_warps * s.keys * 4 : 0;
+  const std::uint32_t q_bytes = row_bytes(head) + part_bytes + (masked ? 16 : 8);
   for (; s.row_warps > 0; s.row_warps /= 2) {
     for (s.stages = 2; s.stages > 0; --s.stages) {
-      s.shared_bytes = s.rows() * (head_bytes + (masked ? 16 : 8)) +
-                       s.stages * s.keys * (head_bytes + value_bytes);
+      s.shared_bytes = s.rows() * q_bytes + s.stages * s.keys * key_bytes;
       if (s.shared_bytes > max_shared_bytes) continue;
       constexpr std::uint32_t kOfBlock = 1 << 10;  // that the system takes
       s.resident = std::min(std::max(1u, 256 / s.threads()),

@@ -81,8 +81,8 @@ struct DecodeShape {
   std::uint32_t rows(std::int64_t num_indices) const;
 };
 
-/// kernels/decode_mma.cu: `streams` of `row_team` x `column_team` warps, each with a ring of `slots`
-/// steps of keys. Results depend on `step` and `streams`, which the dims alone decide.
+/// kernels/decode_mma.cu: `streams` of `row_team` x `column_team` warps, each with a ring of
+/// `slots` steps of keys. Results depend on `step` and `streams`, which the dims alone decide.
 struct DecodeMmaShape {
   std::uint32_t step = 0;  ///< keys
   std::uint32_t streams = 0;

@@ -36,7 +36,8 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
   const std::string selected = selected_kernel(traits);
   if (few) {
     const std::int64_t indices = shape.q_len * problem.group_size();
-    if (selected != "scalar") decode_mma_ = decode_mma_shape(query, indices, traits.max_shared_bytes);
+    if (selected != "scalar")
+      decode_mma_ = decode_mma_shape(query, indices, traits.max_shared_bytes);
     if (decode_mma_) {
       name_ = "mma";
       device_blocks_ = decode_mma_->resident * u32(traits.multiprocessors);
@@ -47,9 +48,7 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
       return;
     }
     decode_ = decode_shape(query);
-    tiling_ = {.split_len = kDecodeSplitLen,
-               .tile_rows = decode_.rows(indices),
-               .decode = true};
+    tiling_ = {.split_len = kDecodeSplitLen, .tile_rows = decode_.rows(indices), .decode = true};
     return;
   }
   if (selected == "wgmma") wgmma_ = wgmma_shape(query);

@@ -22,7 +22,7 @@ struct Tiling {
   std::int64_t split_len = 0;
   std::int64_t tile_rows = 0;  ///< row indices of a workgroup
   bool decode = false;         ///< short kernels, which give partial states only
-  bool folds = false;  ///< it goes on from the state, split after split: never partial states
+  bool folds = false;      ///< it goes on from the state, split after split: never partial states
   std::int64_t units = 1;  ///< parts of a split with partial states of their own
   std::int64_t flag_rows = 0;  ///< row indices that share a flag of the kernel's; 0 without flags
 };

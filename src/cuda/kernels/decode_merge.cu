@@ -33,7 +33,8 @@ KEYFOLD_INLINE Sum sum_units(const Params& p, u64 part, i32 n, u32 column) {
     for (i32 i = 0; i < kAhead; ++i) {
       const i32 unit = begin + i;
       o[i] = {0.0f, 0.0f, 0.0f, 0.0f};
-      if (unit < n) o[i] = load_float4(p.partial_o + 4 * ((part + unit * step) * kValueDim + column));
+      if (unit < n)
+        o[i] = load_float4(p.partial_o + 4 * ((part + unit * step) * kValueDim + column));
     }
 #pragma unroll
     for (i32 i = 0; i < kAhead; ++i) {

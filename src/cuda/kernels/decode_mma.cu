@@ -315,11 +315,9 @@ KEYFOLD_INLINE void multiply_values(Fold& c, const float (&s)[kStep / 2], Mode m
 
 // --- A unit's end -------------------------------------------------------------------------------
 
-// Of streams, whose weights are taken against their own maxima.
-KEYFOLD_INLINE float factor_of(float m, float most) {
-  const float base = base_of(most);
-  return is_far(base) ? exp_of(m, 1.0f, base, 0.0f, true)
-                      : exp2_fast(m * kLog2e - base * kLog2e);
+// Of a stream, whose weights are taken against its own maximum.
+KEYFOLD_INLINE float factor_in(float m, float most) {
+  return factor_of(m, base_of(most), is_far(most));
 }
 
 // Makes one partial state of the streams', and writes it. Returns, for the whole block, whether a
@@ -355,7 +353,7 @@ KEYFOLD_INLINE bool combine(Fold& c, const Params& p, const Cursor& at, Mode mod
     float l = 0.0f;
     for (u32 j = 0; j < kStreams; ++j) {
       const float2 state = states[j * kRows + i];
-      l = fmaf(state.y, factor_of(state.x, most), l);
+      l = fmaf(state.y, factor_in(state.x, most), l);
     }
     sums[i] = l;
     write(p.partial_ml + 8 * (part + i),
@@ -365,7 +363,7 @@ KEYFOLD_INLINE bool combine(Fold& c, const Params& p, const Cursor& at, Mode mod
 #pragma unroll
   for (u32 h = 0; h < 2; ++h) {
     if (h == 1 && used <= 8) break;
-    const float factor = factor_of(c.sums[0].m[h], most_of(row + 8 * h));
+    const float factor = factor_in(c.sums[0].m[h], most_of(row + 8 * h));
 #pragma unroll
     for (i32 begin = 0; begin < kColumnBlocks; begin += kPass) {
 #pragma unroll
@@ -397,8 +395,7 @@ KEYFOLD_INLINE bool combine(Fold& c, const Params& p, const Cursor& at, Mode mod
           sum[3] += x.w;
         }
         const u64 place = p.partial_o + 4 * ((part + mine) * kValueDim + whole);
-        const float4 marked =
-            mode == kFinite ? read_float4(place) : float4{0.0f, 0.0f, 0.0f, 0.0f};
+        const float4 marked = mode == kFinite ? read_float4(place) : float4{0.0f, 0.0f, 0.0f, 0.0f};
         const float marks[4] = {marked.x, marked.y, marked.z, marked.w};
 #pragma unroll
         for (u32 e = 0; e < 4 && mode != kMarks; ++e) {
@@ -451,8 +448,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
   const auto fill_keys = [&] {
     if (ahead.left != 0) {
       copy_rows<HeadTile, kHeadDim>(fill, p.k + ahead.batch * p.k_batch + ahead.head * p.k_head,
-                                    p.k_key, key_of(p, ahead, stream, ahead.step),
-                                    ahead.seen.limit, team_lane);
+                                    p.k_key, key_of(p, ahead, stream, ahead.step), ahead.seen.limit,
+                                    team_lane);
     }
     copies_commit();
     __syncwarp();  // where some lanes had nothing to copy
@@ -549,9 +546,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
         } else {
           fill_keys();
         }
-        multiply_keys(s[0], query, [&](i32 i, i32 n, u32(&x)[4]) {
-          load_matrices(x, key_rows.at(take, i, n));
-        });
+        multiply_keys(s[0], query,
+                      [&](i32 i, i32 n, u32(&x)[4]) { load_matrices(x, key_rows.at(take, i, n)); });
         next(take);
         soften(fold, p, key_of(p, c, stream, step), lane, mode, s);
         copies_wait<kSlots - 2>();

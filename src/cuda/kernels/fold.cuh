@@ -134,20 +134,24 @@ struct Sums {
   float t[2];  // this thread's part of l since the last split's end
 };
 
-// Beyond this the product of a maximum and log2(e) is too coarse to take scores against, or
-// overflows; and so is a maximum that an unrounded product is taken against.
+// Beyond this a maximum's product with log2(e) is too coarse to take scores against, or overflows.
 constexpr float kFar = 2048.0f;
-KEYFOLD_INLINE bool is_far(float base) { return fabsf(base) > kFar; }
+KEYFOLD_INLINE bool is_far(float m) { return kDType != 0 && fabsf(base_of(m)) > kFar; }
 
-// exp(s * unit - base), times 2^kWeightBits for a weight.
-KEYFOLD_INLINE float exp_of(float s, float unit, float base, float bits, bool far) {
-  constexpr float kExponent = kDType == 0 ? 1.0f : kLog2e;
-  const float x = far ? (s * unit - base) * kExponent + bits
-                      : fmaf(s, unit * kExponent, bits - base * kExponent);
-  return kDType == 0 ? exp_nonpositive(x) : exp2_fast(x);
+// exp(s * unit - base), times 2^kWeightBits.
+KEYFOLD_INLINE float weight_of(float s, float unit, float base, bool far) {
+  if constexpr (kDType == 0) return exp_nonpositive(s * unit - base);
+  return exp2_fast(far ? (s * unit - base) * kLog2e + kWeightBits
+                       : fmaf(s, unit * kLog2e, kWeightBits - base * kLog2e));
+}
+// exp(before - base). It is 1, to the bit, where both are the same: in no case is a product of one
+// rounded and of the other not.
+KEYFOLD_INLINE float factor_of(float before, float base, bool far) {
+  if constexpr (kDType == 0) return exp_nonpositive(before - base);
+  return exp2_fast(far ? (before - base) * kLog2e : before * kLog2e - base * kLog2e);
 }
 
-// Scores become weights, against the maxima `most`. kAnyFar: some are far.
+// Scores become weights, in place, against the maxima `most`; kAnyFar: some may be far.
 template <bool kAnyFar>
 KEYFOLD_INLINE void weigh(float (&s)[kKeys / 2], Sums& c, const float (&most)[2], float unit,
                           float (&alpha)[2]) {
@@ -155,18 +159,15 @@ KEYFOLD_INLINE void weigh(float (&s)[kKeys / 2], Sums& c, const float (&most)[2]
   for (u32 r = 0; r < 2; ++r) {
     const float base = base_of(most[r]);
     const bool far = kAnyFar && is_far(base);
-    // Both are rounded: their difference is 0 where the maximum stays.
-    alpha[r] = kDType == 0 || far ? exp_of(c.m[r], 1.0f, base, 0.0f, true)
-                                  : exp2_fast(c.m[r] * kLog2e - base * kLog2e);
+    alpha[r] = factor_of(c.m[r], base, far);
     c.m[r] = most[r];
     float sum[2] = {c.t[r] * alpha[r], 0.0f};
 #pragma unroll
-    for (u32 i = 0; i < kKeys / 2; i += 4) {
+    for (u32 i = 2 * r; i < kKeys / 2; i += 4) {
 #pragma unroll
       for (u32 e = 0; e < 2; ++e) {
-        float& x = s[i + 2 * r + e];
-        x = exp_of(x, unit, base, kWeightBits, far);
-        sum[e] += x;
+        s[i + e] = weight_of(s[i + e], unit, base, far);
+        sum[e] += s[i + e];
       }
     }
     c.l[r] *= alpha[r];
@@ -174,8 +175,7 @@ KEYFOLD_INLINE void weigh(float (&s)[kKeys / 2], Sums& c, const float (&most)[2]
   }
 }
 
-// Scores of blocks of 16 rows become weights, in place; `alpha`: the factors of what was before. It
-// is 1, to the bit, where the maximum stays.
+// Scores of blocks of 16 rows become weights, in place; `alpha`: the factors of what was before.
 template <i32 kBlocks>
 KEYFOLD_INLINE void softmax(float (&s)[kBlocks][kKeys / 2], Sums (&c)[kBlocks], const Params& p,
                             float (&alpha)[kBlocks][2]) {
@@ -193,10 +193,10 @@ KEYFOLD_INLINE void softmax(float (&s)[kBlocks][kKeys / 2], Sums (&c)[kBlocks], 
         x[1] = fmaxf(x[1], s[b][i + 2 * r + 1]);
       }
       most[b][r] = fmaxf(c[b].m[r], quad_max(fmaxf(x[0], x[1])) * unit);
-      far = far || is_far(base_of(most[b][r]));
+      far = far || is_far(most[b][r]);
     }
   }
-  if (__any_sync(~0u, far)) {
+  if (kDType != 0 && __any_sync(~0u, far)) {
 #pragma unroll
     for (i32 b = 0; b < kBlocks; ++b) weigh<true>(s[b], c[b], most[b], unit, alpha[b]);
   } else {

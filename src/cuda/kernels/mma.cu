@@ -9,7 +9,7 @@
 #include "fold.cuh"
 #include "mma.cuh"
 
-constexpr i32 round_up(i32 x, i32 to) { return (x + to - 1) / to * to; }
+KEYFOLD_INLINE constexpr i32 round_up(i32 x, i32 to) { return (x + to - 1) / to * to; }
 
 constexpr i32 kStages = KEYFOLD_STAGES, kAhead = kStages - 1;
 constexpr i32 kBlocks = KEYFOLD_BLOCKS;  // of 16 rows, of a warp
@@ -19,7 +19,7 @@ constexpr i32 kColumnWarps = KEYFOLD_COLUMN_WARPS;
 constexpr i32 kWarpRows = 16 * kBlocks, kRows = kWarpRows * kRowWarps;
 constexpr i32 kElement = kDType == 0 ? 4 : 2, kLine = 128 / kElement;
 // Columns of a warp. A part of several begins at a line's begin.
-constexpr i32 part_of(i32 dim, i32 unit) {
+KEYFOLD_INLINE constexpr i32 part_of(i32 dim, i32 unit) {
   return round_up((dim + kColumnWarps - 1) / kColumnWarps, kColumnWarps > 1 ? kLine : unit);
 }
 constexpr i32 kHeadWidth = part_of(kHeadDim, 16);
@@ -31,7 +31,7 @@ constexpr u32 kValueBytes = round_up(kValueWidth * kColumnWarps, kLine) * kEleme
 constexpr u32 kQueryTile = kRows * kHeadBytes;
 constexpr u32 kKeyTile = kKeys * kHeadBytes, kValueTile = kKeys * kValueBytes;
 // Behind q, the stages of K and of V: parts of scores; what rows see, as few tiles ask for it.
-constexpr u32 kPartBytes = kColumnWarps > 1 ? kWarpRows* kKeys * 4 : 0;  // of a warp
+constexpr u32 kPartBytes = kColumnWarps == 1 ? 0 : kWarpRows * kKeys * 4;  // of a warp
 constexpr u32 kPartsAt = kQueryTile + kStages * (kKeyTile + kValueTile);
 constexpr u32 kSeenAt = kPartsAt + kRowWarps * kColumnWarps * kPartBytes;
 constexpr u32 kMasksAt = kSeenAt + kRows * 8;
@@ -77,7 +77,7 @@ KEYFOLD_INLINE u32 step(u32 address, i32 i) { return (address ^ (32 * (i % 4))) 
 
 using Scores = float[kBlocks][kKeys / 2];
 using Values = float[kBlocks][kValueWidth / 2];
-using Factors2 = float[kBlocks][2];
+using Alphas = float[kBlocks][2];
 
 // --- Products of 16-bit elements ----------------------------------------------------------------
 
@@ -113,7 +113,7 @@ struct Half {
   }
 
   // o = alpha o + weights v.
-  static KEYFOLD_INLINE void add_values(Values& o, const Scores& s, const Factors2& alpha, u32 v,
+  static KEYFOLD_INLINE void add_values(Values& o, const Scores& s, const Alphas& alpha, u32 v,
                                         i32 pass) {
     u32 w[kBlocks][kKeys / 4];
 #pragma unroll
@@ -147,6 +147,27 @@ struct Half {
 };
 
 // --- Products of float32 ------------------------------------------------------------------------
+
+// x = high + low, each of tf32's 11 bits; where x is Inf, careful kernels take it for Inf + 0.
+KEYFOLD_INLINE bool is_infinite(u32 x) { return (x & 0x7fffffffu) == 0x7f800000u; }
+KEYFOLD_INLINE u32 rest_of(u32 x, u32 high) {
+  if (kCareful && is_infinite(x)) return 0;
+  return __float_as_uint(__uint_as_float(x) - __uint_as_float(high));
+}
+// To the nearest: low has either sign, so that the product of two lows, which is left out, has no
+// bias.
+KEYFOLD_INLINE void split_nearest(u32 x, u32& high, u32& low) {
+  high = (x + 0x1000u) & 0xffffe000u;
+  if (kCareful && is_infinite(high)) high = x & 0xffffe000u;  // the largest stay finite
+  low = rest_of(x, high);
+}
+// Cheaper, for the side that every warp has to split again.
+KEYFOLD_INLINE void split_down(u32 x, u32& high, u32& low) {
+  high = x & 0xffffe000u;
+  low = rest_of(x, high);
+}
+// Of a high part, what meets a low one: Inf has met the other's high part.
+KEYFOLD_INLINE u32 finite_high(u32 high) { return kCareful && is_infinite(high) ? 0 : high; }
 
 struct Single {
   using Layout = Quads;
@@ -237,7 +258,7 @@ struct Single {
 
   // Key 2t of eight is a product's k = t, key 2t + 1 its k = t + 4: so weights stay where they are.
   // Columns 4g to 4g + 3 of 32 are n = g of four products: so V is read by 16 bytes.
-  static KEYFOLD_INLINE void add_values(Values& o, const Scores& s, const Factors2& alpha, u32 v,
+  static KEYFOLD_INLINE void add_values(Values& o, const Scores& s, const Alphas& alpha, u32 v,
                                         i32 pass) {
     const u32 t = threadIdx.x % 4, g = threadIdx.x / 4 % 8;
     const u32 even = v + word_at(2 * t, g, kValueBytes);
@@ -426,7 +447,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
             finish_scores(s[b], ranges, rows, p, n, lane);
           }
         }
-        Factors2 alpha;
+        Alphas alpha;
         softmax(s, sums, p, alpha);
 #pragma unroll
         for (i32 b = 0; b < kBlocks; ++b) {

@@ -82,24 +82,3 @@ KEYFOLD_INLINE void multiply_tf32(float (&d)[4], const u32 (&a)[4], u32 b0, u32 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c0), "f"(c1), "f"(c2),
         "f"(c3));
 }
-
-// x = high + low, each of tf32's 11 bits; where x is Inf, careful kernels take it for Inf + 0.
-KEYFOLD_INLINE bool is_infinite(u32 x) { return (x & 0x7fffffffu) == 0x7f800000u; }
-KEYFOLD_INLINE u32 rest_of(u32 x, u32 high) {
-  if (KEYFOLD_CAREFUL && is_infinite(x)) return 0;
-  return __float_as_uint(__uint_as_float(x) - __uint_as_float(high));
-}
-// To the nearest: low has either sign, so that the product of two lows, which is left out, has no
-// bias.
-KEYFOLD_INLINE void split_nearest(u32 x, u32& high, u32& low) {
-  high = (x + 0x1000u) & 0xffffe000u;
-  if (KEYFOLD_CAREFUL && is_infinite(high)) high = x & 0xffffe000u;  // the largest stay finite
-  low = rest_of(x, high);
-}
-// Cheaper, for the side that every warp has to split again.
-KEYFOLD_INLINE void split_down(u32 x, u32& high, u32& low) {
-  high = x & 0xffffe000u;
-  low = rest_of(x, high);
-}
-// Of a high part, what meets a low one: Inf has met the other's high part.
-KEYFOLD_INLINE u32 finite_high(u32 high) { return KEYFOLD_CAREFUL && is_infinite(high) ? 0 : high; }
