@@ -20,8 +20,8 @@ constexpr i32 kRows = 16 * kRowTeam;   // of a tile
 static_assert(kThreads == 32 * kWarps && kUnitLen % (kStep * kStreams) == 0 && kSlots >= 3,
               "as in kernel_shape.hpp");
 
-constexpr i32 round_up(i32 x, i32 to) { return (x + to - 1) / to * to; }
-constexpr i32 bit_ceil(i32 x) { return x <= 1 ? 1 : 2 * bit_ceil((x + 1) / 2); }
+KEYFOLD_INLINE constexpr i32 round_up(i32 x, i32 to) { return (x + to - 1) / to * to; }
+KEYFOLD_INLINE constexpr i32 bit_ceil(i32 x) { return x <= 1 ? 1 : 2 * bit_ceil((x + 1) / 2); }
 // Columns of products; those that are not in memory are zero.
 constexpr i32 kHeadWidth = round_up(kHeadDim, 16);
 constexpr i32 kWidth = kColumnTeam == 1 ? round_up(kValueDim, 16)
