@@ -119,6 +119,47 @@ std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
   return std::nullopt;
 }
 
+std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int64_t num_indices,
+                                               std::uint32_t max_shared_bytes) {
+  constexpr std::uint32_t kOfBlock = 1 << 10;  // that the system takes
+  if (query.dtype == DType::kFloat32) return std::nullopt;
+  const std::uint32_t head = gpu::padded_dim(query.dtype, query.head_dim);
+  const std::uint32_t value = gpu::padded_dim(query.dtype, query.value_dim);
+  const auto up = [](std::uint32_t x, std::uint32_t to) { return ceil_div(x, to) * to; };
+  DecodeMmaShape s;
+  s.step = std::max(head, value) <= 64 ? 32 : 16;
+  s.row_team = num_indices > 16 && value <= 128 && head <= 128 ? 2 : 1;
+  s.column_team = value <= 256 ? 1 : 4;
+  s.streams = value <= 256 ? 4 : 2;
+  // As decode_mma.cu lays it out.
+  const std::uint32_t width =
+      s.column_team == 1 ? up(value, 16) : up(value, 64 * s.column_team) / s.column_team;
+  const auto pitch = [](std::uint32_t elements) {
+    const std::uint32_t words = elements / 8;
+    return 16 * (words % 8 == 0 ? words : words | 1);
+  };
+  const std::uint32_t head_pitch = pitch(up(head, 16)), value_pitch = pitch(width * s.column_team);
+  const std::uint32_t slot = up(s.step * std::max(head_pitch, value_pitch), 128);
+  const bool shared_query = up(head, 16) / 4 + width / 2 > 160;
+  const bool paired = head != value && (head % 16 != 0 || width * s.column_team != value);
+  // Registers suffice for eight warps.
+  for (s.resident = 8 / s.warps(); s.resident > 0; --s.resident) {
+    for (s.exchanged = 32; s.exchanged >= 16; s.exchanged /= 2) {
+      const std::uint32_t pass = std::min(width / 8, std::max(1u, s.exchanged / s.warps()));
+      const std::uint32_t fixed = (shared_query ? up(s.rows() * head_pitch, 128) : 0) +
+                                  s.warps() * 8 * (8 * pass + 8) * 4 + s.streams * s.rows() * 8 +
+                                  s.rows() * 4;
+      const std::uint32_t room = (max_shared_bytes + kOfBlock) / s.resident - kOfBlock;
+      if (room < fixed) continue;
+      s.slots = std::min(12 / s.resident, (room - fixed) / (s.streams * slot));
+      if (paired) s.slots = s.slots / 2 * 2;
+      s.shared_bytes = fixed + s.slots * s.streams * slot;
+      if (s.slots >= 3) return s;
+    }
+  }
+  return std::nullopt;
+}
+
 DecodeShape decode_shape(const ShapeQuery& query) {
   const Dims dims(query);
   DecodeShape s;

@@ -24,6 +24,8 @@ inline constexpr std::uint32_t kMaxSharedBytes = 64 << 10;
 /// Keys of a split of each kernel: constants, as bits depend on them.
 inline constexpr std::uint32_t kPrefillSplitLen = 1024;
 inline constexpr std::uint32_t kDecodeSplitLen = 512;
+inline constexpr std::uint32_t kDecodeMmaSplitLen = 4096, kDecodeMmaUnitLen = 512;
+inline constexpr std::uint32_t kDecodeMergeThreads = 512;  ///< at most; a warp takes a split
 
 /// kernels/attend.cu. A block is `ty` x `tx` threads of `tr` rows x `tc` keys.
 struct AttendShape {
@@ -79,6 +81,22 @@ struct DecodeShape {
   std::uint32_t rows(std::int64_t num_indices) const;
 };
 
+/// kernels/decode_mma.cu: `streams` of `row_team` x `column_team` warps, each with a ring of
+/// `slots` steps of keys. Results depend on `step` and `streams`, which the dims alone decide.
+struct DecodeMmaShape {
+  std::uint32_t step = 0;  ///< keys
+  std::uint32_t streams = 0;
+  std::uint32_t row_team = 0, column_team = 0;
+  std::uint32_t slots = 0;
+  std::uint32_t resident = 0;   ///< blocks that share a multiprocessor
+  std::uint32_t exchanged = 0;  ///< blocks of 8 x 8 values that a block's warps exchange at a time
+  std::uint32_t shared_bytes = 0;
+
+  std::uint32_t warps() const { return streams * row_team * column_team; }
+  std::uint32_t threads() const { return kWarp * warps(); }
+  std::uint32_t rows() const { return 16 * row_team; }
+};
+
 /// kernels/merge.cu.
 struct MergeShape {
   std::uint32_t rows = 0;   ///< of a block
@@ -95,6 +113,9 @@ std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
                                   std::uint32_t max_shared_bytes);
 AttendShape attend_shape(const ShapeQuery& query);
 DecodeShape decode_shape(const ShapeQuery& query);
+/// For `num_indices` rows of a group. nullopt for float32, and as mma_shape().
+std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int64_t num_indices,
+                                               std::uint32_t max_shared_bytes);
 /// `many`: splits of a few rows, rather than few splits of many.
 MergeShape merge_shape(const ShapeQuery& query, bool many);
 

@@ -33,14 +33,24 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
   const ShapeQuery query{shape.dtype, shape.head_dim, shape.value_dim};
   const bool few = shape.q_len <= kFewRows;
   merge_ = merge_shape(query, few);
+  const std::string selected = selected_kernel(traits);
   if (few) {
+    const std::int64_t indices = shape.q_len * problem.group_size();
+    if (selected != "scalar")
+      decode_mma_ = decode_mma_shape(query, indices, traits.max_shared_bytes);
+    if (decode_mma_) {
+      name_ = "mma";
+      device_blocks_ = decode_mma_->resident * u32(traits.multiprocessors);
+      tiling_ = {.split_len = kDecodeMmaSplitLen,
+                 .tile_rows = decode_mma_->rows(),
+                 .decode = true,
+                 .units = kDecodeMmaSplitLen / kDecodeMmaUnitLen};
+      return;
+    }
     decode_ = decode_shape(query);
-    tiling_ = {.split_len = kDecodeSplitLen,
-               .tile_rows = decode_.rows(shape.q_len * problem.group_size()),
-               .decode = true};
+    tiling_ = {.split_len = kDecodeSplitLen, .tile_rows = decode_.rows(indices), .decode = true};
     return;
   }
-  const std::string selected = selected_kernel(traits);
   if (selected == "wgmma") wgmma_ = wgmma_shape(query);
   if (wgmma_) {
     name_ = "wgmma";
@@ -119,6 +129,19 @@ KernelSpec Shapes::mma(bool careful) const {
   return kernel;
 }
 
+KernelSpec Shapes::decode_mma() const {
+  const DecodeMmaShape& s = *decode_mma_;
+  KernelSpec kernel = folding("decode_mma", s.threads(), s.shared_bytes, s.step, false);
+  for (std::string& option :
+       std::vector{define("UNIT_LEN", kDecodeMmaUnitLen), define("STREAMS", s.streams),
+                   define("ROW_TEAM", s.row_team), define("COLUMN_TEAM", s.column_team),
+                   define("SLOTS", s.slots), define("RESIDENT", s.resident),
+                   define("EXCHANGED", s.exchanged), define("SHARED", s.shared_bytes)}) {
+    kernel.options.push_back(std::move(option));
+  }
+  return kernel;
+}
+
 std::optional<KernelSpec> Shapes::careful() const {
   if (wgmma_) return wgmma(true);
   if (mma_) return mma(true);
@@ -128,6 +151,7 @@ std::optional<KernelSpec> Shapes::careful() const {
 KernelSpec Shapes::main(bool partial) const {
   if (wgmma_) return wgmma(false);
   if (mma_) return mma(false);
+  if (decode_mma_) return decode_mma();
   if (tiling_.decode) {
     KernelSpec kernel = spec("decode", decode_.threads(), 0);
     for (std::string& option :
@@ -150,8 +174,10 @@ KernelSpec Shapes::main(bool partial) const {
 }
 
 Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
-  if (tiling_.folds) {
-    const std::int64_t jobs = wave.num_groups * gpu::ceil_div(wave.num_indices, tiling_.tile_rows);
+  if (tiling_.folds || decode_mma_) {
+    const std::int64_t units = decode_mma_ ? wave.num_splits * tiling_.units : 1;
+    const std::int64_t jobs =
+        wave.num_groups * gpu::ceil_div(wave.num_indices, tiling_.tile_rows) * units;
     return {.x = u32(std::min<std::int64_t>(device_blocks_, jobs))};
   }
   return {u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows)),
@@ -168,6 +194,20 @@ KernelSpec Shapes::merge() const {
 
 Grid Shapes::merge_grid(const gpu::Wave& wave) const {
   return {u32(gpu::ceil_div(wave.num_indices, merge_.rows)), 1, u32(wave.num_groups)};
+}
+
+KernelSpec Shapes::fold_partials(const gpu::Wave& wave) const {
+  if (!decode_mma_) return merge();
+  KernelSpec kernel = spec("decode_merge", kDecodeMergeThreads, 0);
+  kernel.options.push_back(define("UNIT_LEN", kDecodeMmaUnitLen));
+  // A warp takes a split.
+  kernel.threads = u32(std::min<std::int64_t>(kDecodeMergeThreads, kWarp * wave.num_splits));
+  return kernel;
+}
+
+Grid Shapes::fold_grid(const gpu::Wave& wave) const {
+  if (!decode_mma_) return merge_grid(wave);
+  return {u32(wave.num_indices), 1, u32(wave.num_groups)};
 }
 
 }  // namespace keyfold::cuda

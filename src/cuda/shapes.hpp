@@ -45,6 +45,9 @@ class Shapes {
   KernelSpec merge() const;
   std::int64_t merge_rows() const { return merge_.rows; }
   Grid merge_grid(const gpu::Wave& wave) const;
+  /// What folds the partial states that main() gives for a wave: decode_mma.cu has its own.
+  KernelSpec fold_partials(const gpu::Wave& wave) const;
+  Grid fold_grid(const gpu::Wave& wave) const;
 
  private:
   static constexpr std::int64_t kFewRows = 8;  // that decode takes; q_len alone decides
@@ -58,6 +61,7 @@ class Shapes {
                      std::uint32_t keys, bool careful) const;
   KernelSpec wgmma(bool careful) const;
   KernelSpec mma(bool careful) const;
+  KernelSpec decode_mma() const;
 
   const core::Problem& problem_;
   std::string name_ = "scalar";
@@ -66,6 +70,7 @@ class Shapes {
   std::uint32_t device_blocks_ = 1;  ///< of a kernel with jobs, on the whole device
   std::optional<WgmmaShape> wgmma_;
   std::optional<MmaShape> mma_;
+  std::optional<DecodeMmaShape> decode_mma_;
   AttendShape attend_;
   DecodeShape decode_;
   MergeShape merge_;

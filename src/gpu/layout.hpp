@@ -22,7 +22,8 @@ struct Tiling {
   std::int64_t split_len = 0;
   std::int64_t tile_rows = 0;  ///< row indices of a workgroup
   bool decode = false;         ///< short kernels, which give partial states only
-  bool folds = false;  ///< it goes on from the state, split after split: never partial states
+  bool folds = false;      ///< it goes on from the state, split after split: never partial states
+  std::int64_t units = 1;  ///< parts of a split with partial states of their own
   std::int64_t flag_rows = 0;  ///< row indices that share a flag of the kernel's; 0 without flags
 };
 
@@ -50,8 +51,8 @@ struct Layout {
     if (tiling.folds) return 0;
     const std::int64_t indices = rows * problem.group_size();
     const std::int64_t tiles = tiling.decode ? kDecodeTiles : kBusyTiles;
-    return std::max(indices, std::min(tiles * std::min(indices, tiling.tile_rows),
-                                      kMaxPartials / (padded_value_dim() * 4)));
+    return std::max(tiling.units * indices, std::min(tiles * std::min(indices, tiling.tile_rows),
+                                                     kMaxPartials / (padded_value_dim() * 4)));
   }
   /// The flags, 32 bits each.
   std::int64_t flags(std::int64_t groups, std::int64_t rows) const {

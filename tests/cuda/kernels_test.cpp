@@ -53,6 +53,7 @@ std::vector<Variant> variants(bool all) {
     result.push_back({.q_len = 1, .heads = 4, .mask = mask, .softcap = 30});
   }
   for (const std::int64_t heads : {2, 4, 8}) result.push_back({.q_len = 1, .heads = heads});
+  result.push_back({.q_len = 8, .heads = 4});
   return result;
 }
 
@@ -68,7 +69,7 @@ int reported(const std::string& log, const std::string& unit) {
 /// Bytes that a kernel may put aside. Where warps have roles (wgmma.cu) those that copy have few
 /// registers; careful passes and masks, which few tiles need, put more aside.
 int spills_of(const KernelSpec& spec) {
-  if (!spec.jobs) return 0;
+  if (!spec.jobs || spec.entry == "decode_mma") return 0;
   const auto has = [&](const char* option) {
     return std::ranges::find(spec.options, option) != spec.options.end();
   };
@@ -90,6 +91,7 @@ std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& t
     for (const bool partial : {false, true}) all.push_back(shapes.main(partial));
     if (shapes.careful()) all.push_back(*shapes.careful());
     all.push_back(shapes.merge());
+    all.push_back(shapes.fold_partials({.num_splits = 1}));
   }
   for (KernelSpec& spec : TensorKernels::specs(problem.shape.dtype)) all.push_back(std::move(spec));
   unsetenv("KEYFOLD_CUDA_KERNEL");
