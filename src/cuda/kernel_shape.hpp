@@ -42,12 +42,21 @@ struct AttendShape {
 struct WgmmaShape {
   std::uint32_t warpgroups = 0;
   std::uint32_t keys = 0;  ///< of a tile
+  /// K and V of a tile come in parts: some panels of 64 columns of K, some keys of V.
+  std::uint32_t part_panels = 0, part_keys = 0;
+  std::uint32_t slots = 0;      ///< for parts
+  std::uint32_t weighings = 0;  ///< steps in which scores become weights and meet V
   std::uint32_t shared_bytes = 0;
 
   std::uint32_t threads() const { return 128 * (warpgroups + 1); }
   std::uint32_t rows() const { return 64 * warpgroups; }
   /// Where chunks may end, and sums of weights are closed.
   std::uint32_t split_len() const { return 8 * keys; }
+  /// Rows of a group up to which each split is reduced on its own, so that few rows keep a large
+  /// device busy.
+  static constexpr std::int64_t kFewRows = 1024;
+  /// The length of such splits: each is about the same work, whatever the rows.
+  std::uint32_t partial_split_len(std::int64_t num_rows) const;
 };
 
 /// kernels/decode.cu. `row_limit` is the most rows of a block; fewer give the same bits.

@@ -46,6 +46,12 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
                .tile_rows = wgmma_->rows(),
                .folds = true,
                .flag_rows = 64};
+    const std::int64_t rows = shape.q_len * problem.group_size();
+    if (rows <= WgmmaShape::kFewRows) {
+      tiling_.split_len = wgmma_->partial_split_len(rows);
+      tiling_.decode = true;
+      tiling_.folds = false;
+    }
     return;
   }
   attend_ = attend_shape(query);
@@ -77,10 +83,14 @@ KernelSpec Shapes::wgmma(bool careful) const {
   const bool finished = gpu::finishes_scores(problem_);
   for (std::string& option :
        std::vector{define("WARPGROUPS", wgmma_->warpgroups), define("KEYS", wgmma_->keys),
-                   define("FINISHED", finished ? 1 : 0), define("CAREFUL", careful ? 1 : 0)}) {
+                   define("PART_PANELS", wgmma_->part_panels),
+                   define("PART_KEYS", wgmma_->part_keys), define("SLOTS", wgmma_->slots),
+                   define("WEIGHINGS", wgmma_->weighings),
+                   define("PARTIAL", tiling_.folds ? 0 : 1), define("FINISHED", finished ? 1 : 0),
+                   define("CAREFUL", careful ? 1 : 0)}) {
     kernel.options.push_back(std::move(option));
   }
-  kernel.tiles = {.q_rows = 64, .k_rows = wgmma_->keys, .v_rows = wgmma_->keys, .columns = 64};
+  kernel.tiles = {.q_rows = 64, .k_rows = wgmma_->keys, .v_rows = wgmma_->part_keys, .columns = 64};
   kernel.jobs = true;
   return kernel;
 }
@@ -115,7 +125,8 @@ KernelSpec Shapes::main(bool partial) const {
 
 Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
   if (wgmma_) {
-    const std::int64_t jobs = wave.num_groups * gpu::ceil_div(wave.num_indices, tiling_.tile_rows);
+    const std::int64_t jobs = wave.num_groups * (partial ? wave.num_splits : 1) *
+                              gpu::ceil_div(wave.num_indices, tiling_.tile_rows);
     return {.x = u32(std::min<std::int64_t>(multiprocessors_, jobs))};
   }
   return {u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows)),
