@@ -14,6 +14,8 @@ namespace {
 constexpr std::int64_t kMostKeys = std::int64_t{1}
                                    << 28;  // of a chunk, as kernels count in 32 bits
 
+constexpr double kFirstSeconds = 5e-4;  // of the first dispatch, at the speed that is expected
+
 std::string watchdog_of(const Traits& traits) {
   if (!traits.time_limit) return {};
 #ifdef _WIN32
@@ -62,7 +64,7 @@ class CudaBackend : public core::Backend {
             .split_len = tiling.split_len,
             .row_align = std::max<std::int64_t>(1, tiling.tile_rows / problem.group_size()),
             .max_in_flight = static_cast<int>(gpu::kFrames),
-            .first_dispatch_flops = 2e9,
+            .first_dispatch_flops = shapes.flops_per_second() * kFirstSeconds,
             .flops_per_second = shapes.flops_per_second(),
             // After a kernel's failure CUDA refuses the device until the process is started anew:
             // there is nothing to go back to.

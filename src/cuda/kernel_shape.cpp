@@ -58,9 +58,11 @@ AttendShape attend_shape(const ShapeQuery& query) {
   return s;
 }
 
-std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query) {
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows) {
   constexpr std::uint32_t kShared = 227 << 10;  // of a block on Hopper
-  const auto panels = [](std::int64_t dim) { return ceil_div(static_cast<std::uint32_t>(dim), 64); };
+  const auto panels = [](std::int64_t dim) {
+    return ceil_div(static_cast<std::uint32_t>(dim), 64);
+  };
   const std::uint32_t head = panels(query.head_dim), value = panels(query.value_dim);
   if (query.dtype == DType::kFloat32 || head > 4 || value > 4) return std::nullopt;
   WgmmaShape s;
@@ -68,6 +70,12 @@ std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query) {
   // within 232.
   s.warpgroups = value <= 2 ? 3 : 2;
   s.keys = value == 1 ? 192 : 128;
+  if (num_rows <= 1024) {
+    // Splits of about the same work, whatever the rows; warpgroups that all have some.
+    const auto rows = static_cast<std::uint32_t>(num_rows);
+    s.partial_len = std::clamp(16 * std::bit_ceil(rows), 2048u, 8192u) / s.keys * s.keys;
+    s.warpgroups = ceil_div(rows, 64 * ceil_div(rows, s.rows()));
+  }
   s.weighings = value == 2 ? 2 : 1;
   s.part_panels = head % 2 == 0 && s.keys == 128 ? 2 : 1;
   s.part_keys = s.keys;
@@ -76,10 +84,6 @@ std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query) {
   s.slots = (kShared - queries) / (slot + 16);
   s.shared_bytes = queries + s.slots * slot + 16 * (s.slots + 1);  // barriers are behind the slots
   return s;
-}
-
-std::uint32_t WgmmaShape::partial_split_len(std::int64_t num_rows) const {
-  return keys * std::clamp(std::bit_ceil(static_cast<std::uint32_t>(num_rows)) / 8, 16u, 64u);
 }
 
 DecodeShape decode_shape(const ShapeQuery& query) {

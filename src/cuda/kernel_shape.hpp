@@ -51,12 +51,10 @@ struct WgmmaShape {
   std::uint32_t threads() const { return 128 * (warpgroups + 1); }
   std::uint32_t rows() const { return 64 * warpgroups; }
   /// Where chunks may end, and sums of weights are closed.
-  std::uint32_t split_len() const { return 8 * keys; }
-  /// Rows of a group up to which each split is reduced on its own, so that few rows keep a large
-  /// device busy.
-  static constexpr std::int64_t kFewRows = 1024;
-  /// The length of such splits: each is about the same work, whatever the rows.
-  std::uint32_t partial_split_len(std::int64_t num_rows) const;
+  std::uint32_t split_len() const { return partial_len != 0 ? partial_len : 8 * keys; }
+  /// Length of the splits that are reduced each on its own, so that few rows keep a large device
+  /// busy; 0: the kernel folds split after split.
+  std::uint32_t partial_len = 0;
 };
 
 /// kernels/decode.cu. `row_limit` is the most rows of a block; fewer give the same bits.
@@ -79,8 +77,9 @@ struct MergeShape {
   std::uint32_t threads() const { return rows * lanes; }
 };
 
-/// nullopt for float32, and where registers or shared memory are too few.
-std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query);
+/// For `num_rows` rows of a group. nullopt for float32, and where registers or shared memory are
+/// too few.
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows);
 AttendShape attend_shape(const ShapeQuery& query);
 DecodeShape decode_shape(const ShapeQuery& query);
 /// `many`: splits of a few rows, rather than few splits of many.

@@ -37,21 +37,20 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
                .decode = true};
     return;
   }
-  if (selected_kernel(traits) == "wgmma") wgmma_ = wgmma_shape(query);
+  if (selected_kernel(traits) == "wgmma") {
+    wgmma_ = wgmma_shape(query, shape.q_len * problem.group_size());
+  }
   if (wgmma_) {
     name_ = "wgmma";
     multiprocessors_ = u32(traits.multiprocessors);
     flops_per_second_ = 4e14;
+    const bool partial = wgmma_->partial_len != 0;
+    merge_ = merge_shape(query, partial);
     tiling_ = {.split_len = wgmma_->split_len(),
                .tile_rows = wgmma_->rows(),
-               .folds = true,
+               .decode = partial,
+               .folds = !partial,
                .flag_rows = 64};
-    const std::int64_t rows = shape.q_len * problem.group_size();
-    if (rows <= WgmmaShape::kFewRows) {
-      tiling_.split_len = wgmma_->partial_split_len(rows);
-      tiling_.decode = true;
-      tiling_.folds = false;
-    }
     return;
   }
   attend_ = attend_shape(query);
@@ -85,9 +84,8 @@ KernelSpec Shapes::wgmma(bool careful) const {
        std::vector{define("WARPGROUPS", wgmma_->warpgroups), define("KEYS", wgmma_->keys),
                    define("PART_PANELS", wgmma_->part_panels),
                    define("PART_KEYS", wgmma_->part_keys), define("SLOTS", wgmma_->slots),
-                   define("WEIGHINGS", wgmma_->weighings),
-                   define("PARTIAL", tiling_.folds ? 0 : 1), define("FINISHED", finished ? 1 : 0),
-                   define("CAREFUL", careful ? 1 : 0)}) {
+                   define("WEIGHINGS", wgmma_->weighings), define("PARTIAL", tiling_.folds ? 0 : 1),
+                   define("FINISHED", finished ? 1 : 0), define("CAREFUL", careful ? 1 : 0)}) {
     kernel.options.push_back(std::move(option));
   }
   kernel.tiles = {.q_rows = 64, .k_rows = wgmma_->keys, .v_rows = wgmma_->part_keys, .columns = 64};

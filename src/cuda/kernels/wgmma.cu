@@ -1,7 +1,7 @@
 // Prefill on Hopper (compute capability 9.0), for float16 and bfloat16. A producer warp copies
-// tiles of K and V by TMA, in parts that take turns in a ring of slots; each consumer warpgroup folds
-// them into its 64 rows by wgmma, one step behind the other; the products of one run while another
-// computes exponentials (FlashAttention-3: Shah et al., 2024), with no order between them.
+// tiles of K and V by TMA, in parts that take turns in a ring of slots; each consumer warpgroup
+// folds them into its 64 rows by wgmma, one step behind the other; the products of one run while
+// another computes exponentials (FlashAttention-3: Shah et al., 2024), with no order between them.
 //
 // The fold goes on from the state in memory, tile of keys after tile of keys, counted from key 0,
 // so that the end of a chunk changes nothing. Tiles that no row sees would change nothing either,
@@ -17,8 +17,8 @@ constexpr bool kCareful = KEYFOLD_CAREFUL;
 constexpr u32 kKeys = KEYFOLD_KEYS;              // of a tile
 constexpr u32 kWarpgroups = KEYFOLD_WARPGROUPS;  // that consume
 constexpr bool kPartial = KEYFOLD_PARTIAL;
-constexpr bool kFinished = KEYFOLD_FINISHED;     // scores are more than products times the scale
-constexpr u32 kSlots = KEYFOLD_SLOTS;            // of the ring
+constexpr bool kFinished = KEYFOLD_FINISHED;  // scores are more than products times the scale
+constexpr u32 kSlots = KEYFOLD_SLOTS;         // of the ring
 constexpr u32 kRows = 64 * kWarpgroups, kConsumers = 128 * kWarpgroups;
 static_assert(kThreads == kConsumers + 128 && kSplitLen % kKeys == 0, "as in kernel_shape.hpp");
 // Panels of 64 columns.
@@ -28,12 +28,14 @@ constexpr u32 kHeadWidth = 64 * kHeadPanels, kValueWidth = 64 * kValuePanels;
 constexpr u32 kPartPanels = KEYFOLD_PART_PANELS, kPartKeys = KEYFOLD_PART_KEYS;
 constexpr u32 kKeyParts = kHeadPanels / kPartPanels, kValueParts = kKeys / kPartKeys;
 static_assert(kHeadPanels % kPartPanels == 0 && kKeys % kPartKeys == 0 && kPartKeys % 16 == 0);
-constexpr u32 kQueryPanel = 64 * 128, kKeyPanel = kKeys * 128, kValuePanel = kPartKeys * 128;  // bytes
+// Bytes.
+constexpr u32 kQueryPanel = 64 * 128, kKeyPanel = kKeys * 128, kValuePanel = kPartKeys * 128;
 constexpr u32 kKeyBytes = kPartPanels * kKeyPanel, kValueBytes = kValuePanels * kValuePanel;
 constexpr u32 kSlotBytes = larger(kKeyBytes, kValueBytes);
 // Shared memory: q, slots, barriers.
 constexpr u32 kSlotsAt = kWarpgroups * kHeadPanels * kQueryPanel;
 constexpr u32 kBarriersAt = kSlotsAt + kSlots * kSlotBytes;
+// Scores become weights in steps: products of one with V run beside exponentials of the next.
 constexpr u32 kWeighings = KEYFOLD_WEIGHINGS, kSteps = kKeys / 16 / kWeighings;
 constexpr i32 kPasses = kCareful ? 4 : 1;
 
@@ -255,8 +257,9 @@ KEYFOLD_INLINE Step raise_maxima(Rows& c, const Params& p) {
     const float m = fmaxf(c.m[r], quad_max(fmaxf(most[0], most[1])) * unit);
     step.base[r] = base_of(m) * kLog2e;
     far[r] = fabsf(step.base[r]) > kFar;
-    step.alpha[r] = exp2_fast(far[r] ? (c.m[r] - m) * kLog2e
-                                : c.m[r] * kLog2e - step.base[r]);  // rounded twice: 1 where m stays
+    step.alpha[r] =
+        exp2_fast(far[r] ? (c.m[r] - m) * kLog2e
+                         : c.m[r] * kLog2e - step.base[r]);  // rounded twice: 1 where m stays
     c.m[r] = m;
   }
   if (__any_sync(~0u, far[0] || far[1])) {
@@ -328,8 +331,9 @@ KEYFOLD_INLINE void issue_scores(Rows& c, u32 q, u32 k, u32 part) {
 #pragma unroll
   for (u32 i = 0; i < 4 * kPartPanels; ++i) {
     const u32 panel = i / 4, step = 32 * (i % 4);
-    Product<kKeys>::of(c.s, matrix_at(q + (part * kPartPanels + panel) * kQueryPanel + step, kQueryPanel),
-                       matrix_at(k + panel * kKeyPanel + step, kKeyPanel), part > 0 || i > 0);
+    Product<kKeys>::of(
+        c.s, matrix_at(q + (part * kPartPanels + panel) * kQueryPanel + step, kQueryPanel),
+        matrix_at(k + panel * kKeyPanel + step, kKeyPanel), part > 0 || i > 0);
   }
 }
 // The products of 16 keys.
@@ -464,13 +468,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
 
-  // All registers: 40 and 2 x 232, or 32 and 3 x 160, of 128 threads each.
+  // All registers: 40 and 2 x 232, or 32 and 3 x 160, of 128 threads each. One finds enough as it
+  // is.
   if (threadIdx.x < 128) {
-    give_registers<kWarpgroups == 3 ? 32 : 40>();
+    if (kWarpgroups > 1) give_registers<kWarpgroups == 3 ? 32 : 40>();
     if (threadIdx.x == 0) produce(q_map, k_map, v_map, p, jobs, base, bars);
     return;
   }
-  take_registers<kWarpgroups == 3 ? 160 : 232>();
+  if (kWarpgroups > 1) take_registers<kWarpgroups == 3 ? 160 : 232>();
   const u32 consumer = threadIdx.x - 128, warpgroup = consumer / 128, lane = consumer % 32;
   const u32 row = consumer / 32 * 16 + lane / 4;  // of the tile; and row + 8
   const u32 q = base + warpgroup * kHeadPanels * kQueryPanel;
@@ -502,7 +507,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     barrier_wait(bars.q_full, q_parity);
     q_parity ^= 1;
 
-    u32 marks[kCareful ? kValueWidth / 2 : 1] = {};  // bits of the passes
+    u32 marks[kCareful ? kValueWidth / 16 : 1] = {};  // four bits an element: those of the passes
     for (i32 pass = kPasses - 1; pass >= 0; --pass) {
       // Slots are free when the products with what is in them are done.
       const auto give = [&](Ring used, u32 parts) {
@@ -540,10 +545,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         for (u32 w = 0; w < kWeighings; ++w) {
           weigh(c, p, step, w);
           pack_weights(c, pass, w);
+          // A careful kernel has no registers for weights of one step beside scores of the next.
+          if (kCareful && w + 1 < kWeighings) continue;
           hold(c.o);
           hold(c.w);
 #pragma unroll
-          for (u32 i = w * kSteps; i < (w + 1) * kSteps; ++i) {
+          for (u32 i = kCareful ? 0 : w * kSteps; i < (w + 1) * kSteps; ++i) {
             if (i * 16 % kPartKeys == 0) {
               v = take();
               if (kCareful) transform_values(v, pass, consumer);
@@ -562,7 +569,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 
       if (kCareful && pass != 0) {
 #pragma unroll
-        for (u32 j = 0; j < kValueWidth / 2; ++j) marks[j] |= c.o[j] > 0.0f ? 1u << pass : 0;
+        for (u32 j = 0; j < kValueWidth / 2; ++j) {
+          marks[j / 8] |= c.o[j] > 0.0f ? 1u << (4 * (j % 8) + pass) : 0;
+        }
       }
     }
 
@@ -570,7 +579,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     if constexpr (kCareful) {
 #pragma unroll
       for (u32 j = 0; j < kValueWidth / 2; ++j) {
-        if (marks[j] != 0) c.o[j] += marks[j] == 2 ? -hidden() : marks[j] == 4 ? hidden() : nan();
+        const u32 mark = marks[j / 8] >> 4 * (j % 8) & 15;
+        if (mark != 0) c.o[j] += mark == 2 ? -hidden() : mark == 4 ? hidden() : nan();
       }
       write = load_word(job.redo + 4 * warpgroup) != 0;
     } else {
