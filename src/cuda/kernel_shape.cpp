@@ -58,23 +58,32 @@ AttendShape attend_shape(const ShapeQuery& query) {
   return s;
 }
 
-std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query) {
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows) {
   constexpr std::uint32_t kShared = 227 << 10;  // of a block on Hopper
-  constexpr std::uint32_t kStages = 2, kBarriers = 16 + 32 * kStages;
-  const auto width = [](std::int64_t dim) {
-    return ceil_div(static_cast<std::uint32_t>(dim), 64) * 64;
+  const auto panels = [](std::int64_t dim) {
+    return ceil_div(static_cast<std::uint32_t>(dim), 64);
   };
-  const std::uint32_t head = width(query.head_dim), value = width(query.value_dim);
-  if (query.dtype == DType::kFloat32 || head > 256 || value > 256) return std::nullopt;
+  const std::uint32_t head = panels(query.head_dim), value = panels(query.value_dim);
+  if (query.dtype == DType::kFloat32 || head > 4 || value > 4) return std::nullopt;
   WgmmaShape s;
-  // Three warpgroups have 160 registers a thread: enough for an output of 64 columns.
-  s.warpgroups = head <= 64 && value <= 64 ? 3 : 2;
-  for (s.keys = 128; s.keys > 64; s.keys -= s.keys == 128 ? 32 : 16) {
-    s.shared_bytes = 2 * (s.rows() * head + kStages * s.keys * (head + value)) + kBarriers;
-    const std::uint32_t registers = s.keys / 2 + s.keys / 4 + value / 2;  // scores, weights, output
-    if (s.shared_bytes <= kShared && registers <= 192) return s;
+  // Scores and outputs of three warpgroups have to stay within 160 registers a thread, those of two
+  // within 232.
+  s.warpgroups = value <= 2 ? 3 : 2;
+  s.keys = value == 1 ? 192 : 128;
+  if (num_rows <= 1024) {
+    // Splits of about the same work, whatever the rows; warpgroups that all have some.
+    const auto rows = static_cast<std::uint32_t>(num_rows);
+    s.partial_len = std::clamp(16 * std::bit_ceil(rows), 2048u, 8192u) / s.keys * s.keys;
+    s.warpgroups = ceil_div(rows, 64 * ceil_div(rows, s.rows()));
   }
-  return std::nullopt;
+  s.weighings = value == 2 ? 2 : 1;
+  s.part_panels = head % 2 == 0 && s.keys == 128 ? 2 : 1;
+  s.part_keys = s.keys;
+  while (s.part_keys * value > s.keys * s.part_panels) s.part_keys /= 2;
+  const std::uint32_t slot = s.part_panels * s.keys * 128, queries = s.rows() * head * 128;
+  s.slots = (kShared - queries) / (slot + 16);
+  s.shared_bytes = queries + s.slots * slot + 16 * (s.slots + 1);  // barriers are behind the slots
+  return s;
 }
 
 std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,

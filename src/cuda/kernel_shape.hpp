@@ -44,12 +44,19 @@ struct AttendShape {
 struct WgmmaShape {
   std::uint32_t warpgroups = 0;
   std::uint32_t keys = 0;  ///< of a tile
+  /// K and V of a tile come in parts: some panels of 64 columns of K, some keys of V.
+  std::uint32_t part_panels = 0, part_keys = 0;
+  std::uint32_t slots = 0;      ///< for parts
+  std::uint32_t weighings = 0;  ///< steps in which scores become weights and meet V
   std::uint32_t shared_bytes = 0;
 
   std::uint32_t threads() const { return 128 * (warpgroups + 1); }
   std::uint32_t rows() const { return 64 * warpgroups; }
   /// Where chunks may end, and sums of weights are closed.
-  std::uint32_t split_len() const { return 8 * keys; }
+  std::uint32_t split_len() const { return partial_len != 0 ? partial_len : 8 * keys; }
+  /// Length of the splits that are reduced each on its own, so that few rows keep a large device
+  /// busy; 0: the kernel folds split after split.
+  std::uint32_t partial_len = 0;
 };
 
 /// kernels/mma.cu. A block has `row_warps` x `column_warps` warps of `blocks` of 16 rows. Results
@@ -106,8 +113,9 @@ struct MergeShape {
   std::uint32_t threads() const { return rows * lanes; }
 };
 
-/// nullopt for float32, and where registers or shared memory are too few.
-std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query);
+/// For `num_rows` rows of a group. nullopt for float32, and where registers or shared memory are
+/// too few.
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows);
 /// nullopt where `max_shared_bytes`, of a block, do not suffice. `masked`: rows have masks.
 std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
                                   std::uint32_t max_shared_bytes);

@@ -51,14 +51,19 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
     tiling_ = {.split_len = kDecodeSplitLen, .tile_rows = decode_.rows(indices), .decode = true};
     return;
   }
-  if (selected == "wgmma") wgmma_ = wgmma_shape(query);
+  if (selected == "wgmma") {
+    wgmma_ = wgmma_shape(query, shape.q_len * problem.group_size());
+  }
   if (wgmma_) {
     name_ = "wgmma";
     device_blocks_ = u32(traits.multiprocessors);
     flops_per_second_ = 4e14;
+    const bool partial = wgmma_->partial_len != 0;
+    merge_ = merge_shape(query, partial);
     tiling_ = {.split_len = wgmma_->split_len(),
                .tile_rows = wgmma_->rows(),
-               .folds = true,
+               .decode = partial,
+               .folds = !partial,
                .flag_rows = 64};
     return;
   }
@@ -110,10 +115,15 @@ KernelSpec Shapes::folding(const std::string& name, std::uint32_t threads,
 }
 
 KernelSpec Shapes::wgmma(bool careful) const {
-  KernelSpec kernel =
-      folding("wgmma", wgmma_->threads(), wgmma_->shared_bytes, wgmma_->keys, careful);
-  kernel.options.push_back(define("WARPGROUPS", wgmma_->warpgroups));
-  kernel.tiles = {.q_rows = 64, .k_rows = wgmma_->keys, .v_rows = wgmma_->keys, .columns = 64};
+  const WgmmaShape& s = *wgmma_;
+  KernelSpec kernel = folding("wgmma", s.threads(), s.shared_bytes, s.keys, careful);
+  for (std::string& option :
+       std::vector{define("WARPGROUPS", s.warpgroups), define("PART_PANELS", s.part_panels),
+                   define("PART_KEYS", s.part_keys), define("SLOTS", s.slots),
+                   define("WEIGHINGS", s.weighings), define("PARTIAL", tiling_.folds ? 0 : 1)}) {
+    kernel.options.push_back(std::move(option));
+  }
+  kernel.tiles = {.q_rows = 64, .k_rows = s.keys, .v_rows = s.part_keys, .columns = 64};
   return kernel;
 }
 
@@ -174,10 +184,10 @@ KernelSpec Shapes::main(bool partial) const {
 }
 
 Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
-  if (tiling_.folds || decode_mma_) {
-    const std::int64_t units = decode_mma_ ? wave.num_splits * tiling_.units : 1;
+  if (wgmma_ || mma_ || decode_mma_) {
+    const std::int64_t parts = partial ? wave.num_splits * tiling_.units : 1;
     const std::int64_t jobs =
-        wave.num_groups * gpu::ceil_div(wave.num_indices, tiling_.tile_rows) * units;
+        wave.num_groups * gpu::ceil_div(wave.num_indices, tiling_.tile_rows) * parts;
     return {.x = u32(std::min<std::int64_t>(device_blocks_, jobs))};
   }
   return {u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows)),

@@ -57,8 +57,12 @@ struct Layout {
   /// The flags, 32 bits each.
   std::int64_t flags(std::int64_t groups, std::int64_t rows) const {
     if (tiling.flag_rows == 0) return 0;
-    const std::int64_t tiles = ceil_div(rows * problem.group_size(), tiling.tile_rows);
-    return 4 * groups * tiles * (tiling.tile_rows / tiling.flag_rows);
+    const std::int64_t tile = tiling.tile_rows, indices = rows * problem.group_size();
+    // Tiles of a wave; of partial states, at most: where the last of a group's is not full, too.
+    const std::int64_t tiles = tiling.folds
+                                   ? groups * ceil_div(indices, tile)
+                                   : std::max(kDecodeTiles, 2 * ceil_div(partial_rows(rows), tile));
+    return 4 * tiles * (tile / tiling.flag_rows);
   }
   /// Keys and values of a window that every group of a chunk needs.
   std::int64_t key_bytes(std::int64_t groups) const { return groups * (k_pitch() + v_pitch()); }

@@ -48,6 +48,7 @@ core::Problem problem_of(DType dtype, Dims dims, const Variant& variant) {
 std::vector<Variant> variants(bool all) {
   std::vector<Variant> result{{}, {.mask = DType::kFloat16, .softcap = 30}, {.q_len = 1}};
   if (!all) return result;
+  result.push_back({.q_len = 2000});  // more than few rows
   for (const DType mask : {DType::kBool, DType::kFloat32, DType::kBFloat16}) {
     result.push_back({.mask = mask});
     result.push_back({.q_len = 1, .heads = 4, .mask = mask, .softcap = 30});
