@@ -1,4 +1,4 @@
-// Makes pairs of float16 of a chunk's keys and values, for wgmma3.cu: a block for each tile.
+// Makes pairs of float16 of a wave's keys and values, for wgmma3.cu: a block for each tile.
 #include "pairs.cuh"
 
 KEYFOLD_INLINE void write_half(u64 address, uint2 x) {
@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   const u32 lane = threadIdx.x % kLanes;
 #pragma unroll 2
   for (u32 i = threadIdx.x / kLanes; i < kKeys; i += kThreads / kLanes) {
-    const i32 key = i32(blockIdx.x * kKeys + i);
+    const i32 key = i32((p.split * kSplitTiles + blockIdx.x) * kKeys + i);
     Row<kHeadDim, kHeadWidth, kHeadLanes> k_row;
     Row<kValueDim, kValueWidth, kValueLanes> v_row;
     const u32 k_lane = lane % kHeadLanes, v_lane = lane % kValueLanes;

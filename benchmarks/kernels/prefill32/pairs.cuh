@@ -30,11 +30,12 @@ static_assert(kKeys == 32 || kKeys == 64, "the bits of the record");
 
 // What a launch works on.
 struct Jobs {
-  u64 pairs;   // [groups][tiles of keys] tiles
+  u64 pairs;   // [groups][tiles of keys of the wave] tiles
   u32 groups;  // of the chunk
   u32 tiles;   // of rows, in each
 };
-KEYFOLD_INLINE u32 key_tiles(const Params& p) { return (p.num_keys + kKeys - 1) / kKeys; }
+constexpr u32 kSplitTiles = kSplitLen / kKeys;
+static_assert(kSplitLen % kKeys == 0);
 
 constexpr i32 kTop = 14;      // the exponent that the largest element of a row of Q or K gets
 constexpr i32 kValueTop = 10;  // and one of 2^0 in V: those from 2^-3 to 2^5 share a factor

@@ -20,7 +20,7 @@ constexpr u32 kWarpgroups = KEYFOLD_WARPGROUPS;  // that consume
 constexpr u32 kStages = KEYFOLD_STAGES;          // of K and V in turn
 constexpr bool kFinished = KEYFOLD_FINISHED;     // scores are more than products times the scale
 constexpr u32 kRows = 64 * kWarpgroups;
-static_assert(kThreads == 128 * (kWarpgroups + 1) && kSplitLen % kKeys == 0, "as in the host's");
+static_assert(kThreads == 128 * (kWarpgroups + 1), "as in the host's");
 // Shared memory: q as pairs, the stages, their records, barriers.
 constexpr u32 kQueryPanel = 64 * 128, kQueryPart = kHeadPanels * kQueryPanel;
 constexpr u32 kStagesAt = kWarpgroups * 2 * kQueryPart;
@@ -42,7 +42,7 @@ struct Job {
   i32 begin, end;  // tiles of keys
   Range full;      // keys that all its rows see
   Batch seen;
-  u64 pairs;  // the group's first tile of keys
+  u64 pairs;  // the group's tile 0 of keys, were it of the wave
   bool skip;
 };
 
@@ -59,14 +59,15 @@ KEYFOLD_INLINE bool job_of(const Params& p, const Jobs& jobs, u32 i, Job& job) {
   job.batch = job.group / p.kv_heads;
   job.kv_head = job.group % p.kv_heads;
   job.seen = load_batch(p, job.batch);
-  job.pairs = jobs.pairs + u64(group) * key_tiles(p) * kTileBytes;
+  const i32 wave_begin = i32(p.split * kSplitTiles), wave_tiles = i32(p.num_splits * kSplitTiles);
+  job.pairs = jobs.pairs + (i64(group) * wave_tiles - wave_begin) * kTileBytes;
   const u32 last = smaller(job.first + kRows, p.index_end) - 1;
   const Range early = visible(job.seen, job.first / p.heads),
               late = visible(job.seen, last / p.heads);
-  job.begin = early.begin / i32(kKeys);
-  job.end = (late.end + i32(kKeys) - 1) / i32(kKeys);
+  job.begin = larger(early.begin / i32(kKeys), wave_begin);
+  job.end = smaller((late.end + i32(kKeys) - 1) / i32(kKeys), wave_begin + wave_tiles);
   job.full = {late.begin, early.end};
-  job.skip = early.begin >= late.end;
+  job.skip = job.begin >= job.end;
   return true;
 }
 
@@ -98,6 +99,7 @@ KEYFOLD_INLINE void produce(const Params& p, const Jobs& jobs, u32 base, const B
   Job job;
   for (u32 i = 0; job_of(p, jobs, i, job); ++i) {
     if (job.skip) continue;
+#pragma unroll 1
     for (i32 n = job.begin; n < job.end; ++n) {
       const u64 tile = job.pairs + u64(n) * kTileBytes;
       copy(tile, 2 * kHeadPart, kRecordBytes);
