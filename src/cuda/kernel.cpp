@@ -9,8 +9,11 @@
 #include "decode.cu.hpp"
 #include "hopper.cuh.hpp"
 #include "merge.cu.hpp"
+#include "pairs.cu.hpp"
+#include "pairs.cuh.hpp"
 #include "params.cuh.hpp"
 #include "wgmma.cu.hpp"
+#include "wgmma3.cu.hpp"
 
 namespace keyfold::cuda {
 
@@ -18,7 +21,9 @@ SourceFile kernel_source(const std::string& file) {
   for (const SourceFile& source : {SourceFile{"attend.cu", kernels::attend_cu},
                                    {"decode.cu", kernels::decode_cu},
                                    {"merge.cu", kernels::merge_cu},
-                                   {"wgmma.cu", kernels::wgmma_cu}}) {
+                                   {"pairs.cu", kernels::pairs_cu},
+                                   {"wgmma.cu", kernels::wgmma_cu},
+                                   {"wgmma3.cu", kernels::wgmma3_cu}}) {
     if (file == source.name) return source;
   }
   throw std::out_of_range("no kernel " + file);
@@ -27,6 +32,7 @@ SourceFile kernel_source(const std::string& file) {
 const std::vector<SourceFile>& kernel_headers() {
   static const auto& all = *new std::vector<SourceFile>{{"common.cuh", kernels::common_cuh},
                                                         {"hopper.cuh", kernels::hopper_cuh},
+                                                        {"pairs.cuh", kernels::pairs_cuh},
                                                         {"params.cuh", kernels::params_cuh}};
   return all;
 }

@@ -50,6 +50,22 @@ struct WgmmaShape {
   std::uint32_t split_len() const { return 8 * keys; }
 };
 
+/// kernels/wgmma3.cu, in the same way, and pairs.cu.
+struct Wgmma3Shape {
+  static constexpr std::uint32_t kSplitLen = 512;
+  static constexpr std::uint32_t kPairsThreads = 256;
+
+  std::uint32_t warpgroups = 0;
+  std::uint32_t keys = 0;    ///< of a tile
+  std::uint32_t stages = 0;  ///< of K and V in turn
+  std::uint32_t shared_bytes = 0;
+  std::uint32_t tile_bytes = 0;  ///< of K and V as pairs
+
+  std::uint32_t threads() const { return 128 * (warpgroups + 1); }
+  std::uint32_t rows() const { return 64 * warpgroups; }
+  std::uint32_t split_bytes() const { return kSplitLen / keys * tile_bytes; }
+};
+
 /// kernels/decode.cu. `row_limit` is the most rows of a block; fewer give the same bits.
 struct DecodeShape {
   std::uint32_t warps = 0;
@@ -72,6 +88,8 @@ struct MergeShape {
 
 /// nullopt for float32, and where registers or shared memory are too few.
 std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query);
+/// nullopt for all but float32, and where registers or shared memory are too few.
+std::optional<Wgmma3Shape> wgmma3_shape(const ShapeQuery& query);
 AttendShape attend_shape(const ShapeQuery& query);
 DecodeShape decode_shape(const ShapeQuery& query);
 /// `many`: splits of a few rows, rather than few splits of many.

@@ -37,15 +37,27 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
                .decode = true};
     return;
   }
-  if (selected_kernel(traits) == "wgmma") wgmma_ = wgmma_shape(query);
+  if (selected_kernel(traits) == "wgmma") {
+    wgmma_ = wgmma_shape(query);
+    wgmma3_ = wgmma3_shape(query);
+  }
+  multiprocessors_ = u32(traits.multiprocessors);
   if (wgmma_) {
     name_ = "wgmma";
-    multiprocessors_ = u32(traits.multiprocessors);
     flops_per_second_ = 4e14;
     tiling_ = {.split_len = wgmma_->split_len(),
                .tile_rows = wgmma_->rows(),
                .folds = true,
                .flag_rows = 64};
+    return;
+  }
+  if (wgmma3_) {
+    name_ = "wgmma3";
+    flops_per_second_ = 1e14;
+    tiling_ = {.split_len = Wgmma3Shape::kSplitLen,
+               .tile_rows = wgmma3_->rows(),
+               .folds = true,
+               .split_bytes = wgmma3_->split_bytes()};
     return;
   }
   attend_ = attend_shape(query);
@@ -85,6 +97,28 @@ KernelSpec Shapes::wgmma(bool careful) const {
   return kernel;
 }
 
+KernelSpec Shapes::wgmma3(const std::string& name, std::uint32_t threads,
+                          std::uint32_t shared_bytes) const {
+  KernelSpec kernel = spec(name, threads, shared_bytes);
+  for (std::string& option :
+       std::vector{define("WARPGROUPS", wgmma3_->warpgroups), define("KEYS", wgmma3_->keys),
+                   define("STAGES", wgmma3_->stages),
+                   define("FINISHED", gpu::finishes_scores(problem_) ? 1 : 0)}) {
+    kernel.options.push_back(std::move(option));
+  }
+  kernel.jobs = true;
+  return kernel;
+}
+
+std::optional<KernelSpec> Shapes::prepare() const {
+  if (!wgmma3_) return std::nullopt;
+  return wgmma3("pairs", Wgmma3Shape::kPairsThreads, 0);
+}
+
+Grid Shapes::prepare_grid(const gpu::Wave& wave) const {
+  return {u32(wave.num_splits * tiling_.split_len / wgmma3_->keys), u32(wave.num_groups)};
+}
+
 std::optional<KernelSpec> Shapes::careful() const {
   if (!wgmma_) return std::nullopt;
   return wgmma(true);
@@ -92,6 +126,7 @@ std::optional<KernelSpec> Shapes::careful() const {
 
 KernelSpec Shapes::main(bool partial) const {
   if (wgmma_) return wgmma(false);
+  if (wgmma3_) return wgmma3("wgmma3", wgmma3_->threads(), wgmma3_->shared_bytes);
   if (tiling_.decode) {
     KernelSpec kernel = spec("decode", decode_.threads(), 0);
     for (std::string& option :
@@ -114,7 +149,7 @@ KernelSpec Shapes::main(bool partial) const {
 }
 
 Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
-  if (wgmma_) {
+  if (wgmma_ || wgmma3_) {
     const std::int64_t jobs = wave.num_groups * gpu::ceil_div(wave.num_indices, tiling_.tile_rows);
     return {.x = u32(std::min<std::int64_t>(multiprocessors_, jobs))};
   }

@@ -14,7 +14,8 @@
 
 namespace keyfold::cuda {
 
-/// The kernels of 16-bit prefill that a device can run, the fastest first.
+/// The kernels of prefill that a device can run, the fastest first; wgmma stands for wgmma3 too,
+/// its twin for float32.
 std::vector<std::string> kernel_names(const Traits& traits);
 /// KEYFOLD_CUDA_KERNEL, else the first of them. Throws InvalidArgument for another.
 std::string selected_kernel(const Traits& traits);
@@ -38,6 +39,9 @@ class Shapes {
   KernelSpec main(bool partial) const;
   /// Its blocks for a wave.
   Grid main_grid(const gpu::Wave& wave, bool partial) const;
+  /// What has to run in front of main(), and its blocks for a wave: see kernels/pairs.cu.
+  std::optional<KernelSpec> prepare() const;
+  Grid prepare_grid(const gpu::Wave& wave) const;
   /// What has to run behind main(), for the jobs that it has left: see kernels/wgmma.cu.
   std::optional<KernelSpec> careful() const;
 
@@ -53,6 +57,8 @@ class Shapes {
   KernelSpec spec(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes) const;
 
   KernelSpec wgmma(bool careful) const;
+  KernelSpec wgmma3(const std::string& name, std::uint32_t threads,
+                    std::uint32_t shared_bytes) const;
 
   const core::Problem& problem_;
   std::string name_ = "scalar";
@@ -60,6 +66,7 @@ class Shapes {
   double flops_per_second_ = 1e13;
   std::uint32_t multiprocessors_ = 1;
   std::optional<WgmmaShape> wgmma_;
+  std::optional<Wgmma3Shape> wgmma3_;
   AttendShape attend_;
   DecodeShape decode_;
   MergeShape merge_;

@@ -141,27 +141,27 @@ KEYFOLD_INLINE void hold(u32 (&d)[n]) {
 // d[64 x N] (+)= a * b.
 template <int N>
 struct Product;
-#define KEYFOLD_PRODUCT(N, REGS, I0, I1, I2, I3, I4, I5)                                           \
-  template <>                                                                                      \
-  struct Product<N> {                                                                              \
-    /* a and b from shared memory, b transposed as it lies; `add`: else d begins at 0 */           \
-    static KEYFOLD_INLINE void of(float (&d)[REGS], u64 a, u64 b, int add) {                       \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " I2                                          \
-                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." KEYFOLD_TYPE            \
-                   "." KEYFOLD_TYPE " {" KEYFOLD_NAMES##REGS "}, " I0 ", " I1                      \
-                                                             ", p, 1, 1, 0, 0;\n}"                 \
-                   : KEYFOLD_OUTS##REGS                                                            \
-                   : "l"(a), "l"(b), "r"(add));                                                    \
-    }                                                                                              \
-    /* a from registers */                                                                         \
-    static KEYFOLD_INLINE void add(float (&d)[REGS], const u32* a, u64 b, int add = 1) {           \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " I5                                          \
-                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." KEYFOLD_TYPE            \
-                   "." KEYFOLD_TYPE " {" KEYFOLD_NAMES##REGS "}, {" I0 "," I1 "," I2 "," I3         \
-                   "}, " I4 ", p, 1, 1, 1;\n}"                                                     \
-                   : KEYFOLD_OUTS##REGS                                                            \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));                \
-    }                                                                                              \
+#define KEYFOLD_PRODUCT(N, REGS, I0, I1, I2, I3, I4, I5)                                    \
+  template <>                                                                               \
+  struct Product<N> {                                                                       \
+    /* a and b from shared memory, b transposed as it lies; `add`: else d begins at 0 */    \
+    static KEYFOLD_INLINE void of(float (&d)[REGS], u64 a, u64 b, int add) {                \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " I2                                   \
+                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." KEYFOLD_TYPE     \
+                   "." KEYFOLD_TYPE " {" KEYFOLD_NAMES##REGS "}, " I0 ", " I1               \
+                                                             ", p, 1, 1, 0, 0;\n}"          \
+                   : KEYFOLD_OUTS##REGS                                                     \
+                   : "l"(a), "l"(b), "r"(add));                                             \
+    }                                                                                       \
+    /* a from registers */                                                                  \
+    static KEYFOLD_INLINE void add(float (&d)[REGS], const u32* a, u64 b, int add = 1) {    \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " I5                                   \
+                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." KEYFOLD_TYPE     \
+                   "." KEYFOLD_TYPE " {" KEYFOLD_NAMES##REGS "}, {" I0 "," I1 "," I2 "," I3 \
+                                                             "}, " I4 ", p, 1, 1, 1;\n}"    \
+                   : KEYFOLD_OUTS##REGS                                                     \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));         \
+    }                                                                                       \
   };
 KEYFOLD_PRODUCT(32, 16, "%16", "%17", "%18", "%19", "%20", "%21")
 KEYFOLD_PRODUCT(64, 32, "%32", "%33", "%34", "%35", "%36", "%37")

@@ -1,7 +1,7 @@
 // Prefill of float32 on Hopper (compute capability 9.0) by float16 products: with a = a_high +
 // a_low, a b = a_low b_high + a_high b_low + a_high b_high, and what is left out is below float32's
-// last bit. K and V come as pairs already (pairs.cu); a producer copies tiles of them; each consumer
-// warpgroup folds them into its 64 rows, and computes softmax while others' products run.
+// last bit. K and V come as pairs already (pairs.cu); a producer copies tiles of them; each
+// consumer warpgroup folds them into its 64 rows, and computes softmax while others' products run.
 //
 // Tensor cores round sums toward zero, which adds up to a bias: so sums of many products are kept
 // short, with the small products first; a tile's product with V is added to the output by rounding
@@ -116,7 +116,7 @@ struct Rows {
   float o[kValueWidth / 2], s[kKeys / 2];
   u32 high[kKeys / 4], low[kKeys / 4];  // weights, as the left side of products
   float m[2], l[2];
-  float t[2];  // this thread's part of l since the last split's end
+  float t[2];       // this thread's part of l since the last split's end
   float factor[2];  // from products of pairs with K's factors to scores
   bool odd[2];
   u64 q[2];  // in device memory

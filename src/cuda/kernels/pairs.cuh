@@ -17,8 +17,8 @@ constexpr u32 kKeyPanel = kKeys * 128;  // bytes
 constexpr u32 kHeadPart = kHeadPanels * kKeyPanel, kValuePart = kValuePanels * kKeyPanel;
 
 // The record: floats of each key, then a bit of each.
-constexpr u32 kFactorAt = 0;                    // what K's pair has to be multiplied by
-constexpr u32 kBiasAt = kFactorAt + 4 * kKeys;  // log of what V's has to be multiplied by,
+constexpr u32 kFactorAt = 0;                     // what K's pair has to be multiplied by
+constexpr u32 kBiasAt = kFactorAt + 4 * kKeys;   // log of what V's has to be multiplied by,
 constexpr u32 kInverseAt = kBiasAt + 4 * kKeys;  // and one over it
 constexpr u32 kOddKeysAt = kInverseAt + 4 * kKeys;
 constexpr u32 kOddValuesAt = kOddKeysAt + 8;
@@ -37,7 +37,7 @@ struct Jobs {
 constexpr u32 kSplitTiles = kSplitLen / kKeys;
 static_assert(kSplitLen % kKeys == 0);
 
-constexpr i32 kTop = 14;      // the exponent that the largest element of a row of Q or K gets
+constexpr i32 kTop = 14;       // the exponent that the largest element of a row of Q or K gets
 constexpr i32 kValueTop = 10;  // and one of 2^0 in V: those from 2^-3 to 2^5 share a factor
 constexpr float kLn2 = 0.693147181f;
 constexpr i32 kLargest = 40;  // exponent of a row that is not odd, and -kLargest the smallest
@@ -74,8 +74,8 @@ KEYFOLD_INLINE RowExponent exponent_of(const float4 (&x)[kVectors]) {
 #pragma unroll
   for (u32 i = 1; i < kLanes; i *= 2) counts += __shfl_xor_sync(~0u, counts, i);
   const i32 exponent = i32(most >> 23) - 127;
-  return {exponent, exponent < -kLargest || exponent > kLargest ||
-                        3 * (counts & 0xffffu) > counts >> 16};
+  return {exponent,
+          exponent < -kLargest || exponent > kLargest || 3 * (counts & 0xffffu) > counts >> 16};
 }
 
 KEYFOLD_INLINE u32 pack(float low, float high) {
