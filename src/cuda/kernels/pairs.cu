@@ -65,9 +65,9 @@ extern "C" __global__ void __launch_bounds__(kThreads)
                   v_lane);
     }
     if (lane != 0) continue;
-    write(record + kFactorAt + 4 * i, of_k.odd ? 0.0f : power_of_two(of_k.exponent - kTop));
-    write(record + kBiasAt + 4 * i, float(v_exponent) * kLn2);
-    write(record + kInverseAt + 4 * i, power_of_two(-v_exponent));
+    write(record + factor_at(i), of_k.odd ? 0.0f : power_of_two(of_k.exponent - kTop));
+    write(record + bias_at(i), float(v_exponent) * kLn2);
+    write(record + unit_at(i), power_of_two(-v_exponent - kWeightBits));
     if (of_k.odd) atomicOr(&odd[i / 32], 1u << i % 32);
     if (of_v.odd) atomicOr(&odd[2 + i / 32], 1u << i % 32);
   }

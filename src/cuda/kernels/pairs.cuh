@@ -16,13 +16,16 @@ constexpr u32 kHeadWidth = 64 * kHeadPanels, kValueWidth = 64 * kValuePanels;
 constexpr u32 kKeyPanel = kKeys * 128;  // bytes
 constexpr u32 kHeadPart = kHeadPanels * kKeyPanel, kValuePart = kValuePanels * kKeyPanel;
 
-// The record: floats of each key, then a bit of each.
-constexpr u32 kFactorAt = 0;                     // what K's pair has to be multiplied by
-constexpr u32 kBiasAt = kFactorAt + 4 * kKeys;   // log of what V's has to be multiplied by,
-constexpr u32 kInverseAt = kBiasAt + 4 * kKeys;  // and one over it
-constexpr u32 kOddKeysAt = kInverseAt + 4 * kKeys;
+// The record: of each two keys the factors that K's pairs have to be multiplied by, then the
+// biases, which are the logarithms of V's factors; of each key the unit of its weight; then a bit
+// of each.
+constexpr u32 kUnitsAt = 8 * kKeys;
+constexpr u32 kOddKeysAt = kUnitsAt + 4 * kKeys;
 constexpr u32 kOddValuesAt = kOddKeysAt + 8;
 constexpr u32 kRecordBytes = kOddValuesAt + 8;
+KEYFOLD_INLINE constexpr u32 factor_at(u32 key) { return key / 2 * 16 + key % 2 * 4; }
+KEYFOLD_INLINE constexpr u32 bias_at(u32 key) { return factor_at(key) + 8; }
+KEYFOLD_INLINE constexpr u32 unit_at(u32 key) { return kUnitsAt + 4 * key; }
 // A tile in device memory.
 constexpr u32 kRecordAt = 2 * kHeadPart, kValuesAt = kRecordAt + kRecordBytes;
 constexpr u32 kTileBytes = kValuesAt + 2 * kValuePart;
@@ -37,8 +40,9 @@ struct Jobs {
 constexpr u32 kSplitTiles = kSplitLen / kKeys;
 static_assert(kSplitLen % kKeys == 0);
 
-constexpr i32 kTop = 14;       // the exponent that the largest element of a row of Q or K gets
-constexpr i32 kValueTop = 10;  // and one of 2^0 in V: those from 2^-3 to 2^5 share a factor
+constexpr i32 kTop = 14;         // the exponent that the largest element of a row of Q or K gets
+constexpr i32 kValueTop = 10;    // and one of 2^0 in V: those from 2^-3 to 2^5 share a factor
+constexpr i32 kWeightBits = 15;  // weights are taken times 2^kWeightBits
 constexpr float kLn2 = 0.693147181f;
 constexpr i32 kLargest = 40;  // exponent of a row that is not odd, and -kLargest the smallest
 

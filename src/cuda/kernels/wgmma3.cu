@@ -30,7 +30,7 @@ constexpr u32 kBarriersAt = kRecordsAt + kStages * kRecordBytes;
 constexpr u32 kHeadSteps = (kHeadDim + 15) / 16;
 // Columns of a product with V; of one key's weights.
 constexpr u32 kColumns = kValueWidth % 128 == 0 ? 128 : 64;
-constexpr float kWeightScale = 32768.0f;
+constexpr float kWeightUnit = 1.0f / (1 << kWeightBits);
 constexpr float kLog2e = 1.44269504f;
 
 // --- Jobs ---------------------------------------------------------------------------------------
@@ -138,9 +138,22 @@ KEYFOLD_INLINE float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 // Of the record in shared memory.
+KEYFOLD_INLINE float shared_float(u32 address) {
+  float x;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
+  return x;
+}
 KEYFOLD_INLINE float2 shared_float2(u32 address) {
   float2 x;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
+  return x;
+}
+KEYFOLD_INLINE float4 shared_float4(u32 address) {
+  float4 x;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "r"(address)
+               : "memory");
   return x;
 }
 KEYFOLD_INLINE uint2 shared_bits(u32 address) {
@@ -181,15 +194,16 @@ KEYFOLD_INLINE void load_queries(Rows& c, const Params& p, const bool (&inside)[
   }
 }
 
-// Products of pairs to products times the scale.
+// Products of pairs to scores with V's bias; where they are not finished, to products.
 KEYFOLD_INLINE void scale_scores(Rows& c, u32 record, u32 lane) {
 #pragma unroll
   for (u32 j = 0; j < kKeys / 8; ++j) {
-    const float2 factor = shared_float2(record + kFactorAt + 32 * j + 8 * (lane % 4));
+    const float4 x = shared_float4(record + factor_at(8 * j + 2 * (lane % 4)));
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) {
-      c.s[4 * j + 2 * r] *= factor.x * c.factor[r];
-      c.s[4 * j + 2 * r + 1] *= factor.y * c.factor[r];
+      float* s = c.s + 4 * j + 2 * r;
+      s[0] = fmaf(s[0], x.x * c.factor[r], kFinished ? 0.0f : x.z);
+      s[1] = fmaf(s[1], x.y * c.factor[r], kFinished ? 0.0f : x.w);
     }
   }
 }
@@ -216,8 +230,9 @@ KEYFOLD_INLINE void odd_scores(Rows& c, const Params& p, const Job& job, i32 n, 
         sum[r] = fmaf(x.x, y.x, fmaf(x.y, y.y, fmaf(x.z, y.z, fmaf(x.w, y.w, sum[r]))));
       }
     }
-    sum[0] = quad_sum(sum[0]) * unit;
-    sum[1] = quad_sum(sum[1]) * unit;
+    const float bias = kFinished ? 0.0f : shared_float(record + bias_at(i));
+    sum[0] = fmaf(quad_sum(sum[0]), unit, bias);
+    sum[1] = fmaf(quad_sum(sum[1]), unit, bias);
 #pragma unroll
     for (u32 at = 0; at < kKeys / 2; ++at) {
       const u32 r = at / 2 % 2;
@@ -227,18 +242,20 @@ KEYFOLD_INLINE void odd_scores(Rows& c, const Params& p, const Job& job, i32 n, 
 }
 
 // Hides and finishes the scores of tile n.
-KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, i32 n, u32 lane) {
+KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, i32 n, u32 record,
+                                  u32 lane) {
   const i32 first = n * i32(kKeys);
   const bool edge = first < job.full.begin || first + i32(kKeys) > job.full.end;
   if (!edge && !kFinished) return;
 #pragma unroll
   for (u32 i = 0; i < kKeys / 2; ++i) {
-    const i32 key = first + i32(i / 4 * 8 + 2 * (lane % 4) + i % 2);
-    const u32 r = i / 2 % 2;
+    const u32 r = i / 2 % 2, column = i / 4 * 8 + 2 * (lane % 4) + i % 2;
+    const i32 key = first + i32(column);
     if (key < c.seen[r].begin || key >= c.seen[r].end) {
       c.s[i] = hidden();
     } else if (kFinished) {
-      c.s[i] = score(p, c.s[i], kMaskType == 0 ? 0 : c.mask[r] + i64(key) * p.mask_key);
+      c.s[i] = score(p, c.s[i], kMaskType == 0 ? 0 : c.mask[r] + i64(key) * p.mask_key) +
+               shared_float(record + bias_at(column));
     }
   }
 }
@@ -246,21 +263,16 @@ KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, i32 
 // Scores become weights, in place; `alpha`: the factors of what was before. It is 1, to the bit,
 // where the maximum stays.
 KEYFOLD_INLINE void softmax(Rows& c, u32 record, u32 lane, float (&alpha)[2]) {
-  float most[2] = {hidden(), hidden()}, base[2], sum[2];
-#pragma unroll
-  for (u32 j = 0; j < kKeys / 8; ++j) {
-    const float2 bias = shared_float2(record + kBiasAt + 32 * j + 8 * (lane % 4));
-#pragma unroll
-    for (u32 r = 0; r < 2; ++r) {
-      float* s = c.s + 4 * j + 2 * r;
-      s[0] += bias.x;
-      s[1] += bias.y;
-      most[r] = fmaxf(most[r], fmaxf(s[0], s[1]));
-    }
-  }
+  float base[2], sum[2];
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
-    const float m = fmaxf(c.m[r], quad_max(most[r]));
+    float most[2] = {c.s[2 * r], c.s[2 * r + 1]};
+#pragma unroll
+    for (u32 i = 4; i < kKeys / 2; i += 4) {
+      most[0] = fmaxf(most[0], c.s[i + 2 * r]);
+      most[1] = fmaxf(most[1], c.s[i + 2 * r + 1]);
+    }
+    const float m = fmaxf(c.m[r], quad_max(fmaxf(most[0], most[1])));
     base[r] = base_of(m);
     alpha[r] = exp2_fast((c.m[r] - base[r]) * kLog2e);
     c.m[r] = m;
@@ -269,14 +281,14 @@ KEYFOLD_INLINE void softmax(Rows& c, u32 record, u32 lane, float (&alpha)[2]) {
   }
 #pragma unroll
   for (u32 j = 0; j < kKeys / 8; ++j) {
-    const float2 inverse = shared_float2(record + kInverseAt + 32 * j + 8 * (lane % 4));
+    const float2 unit = shared_float2(record + unit_at(8 * j + 2 * (lane % 4)));
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) {
       float* s = c.s + 4 * j + 2 * r;
-      s[0] = exp2_fast((s[0] - base[r]) * kLog2e);
-      s[1] = exp2_fast((s[1] - base[r]) * kLog2e);
-      sum[r] = fmaf(s[0], inverse.x, sum[r]);
-      sum[r] = fmaf(s[1], inverse.y, sum[r]);
+      s[0] = exp2_fast(fmaf(s[0] - base[r], kLog2e, float(kWeightBits)));
+      s[1] = exp2_fast(fmaf(s[1] - base[r], kLog2e, float(kWeightBits)));
+      sum[r] = fmaf(s[0], unit.x, sum[r]);
+      sum[r] = fmaf(s[1], unit.y, sum[r]);
     }
   }
   c.t[0] = sum[0];
@@ -299,7 +311,7 @@ KEYFOLD_INLINE void pack_weights(Rows& c) {
     float high[2], low[2];
 #pragma unroll
     for (u32 e = 0; e < 2; ++e) {
-      const float w = c.s[2 * i + e] * kWeightScale;
+      const float w = c.s[2 * i + e];
       high[e] = __uint_as_float(__float_as_uint(w) & 0xffffe000u);
       low[e] = w - high[e];
     }
@@ -334,7 +346,8 @@ KEYFOLD_INLINE void odd_values(Rows& c, const Params& p, const Job& job, i32 n, 
       if (at / 4 == i / 8 && at % 2 == i % 2) weight[at / 2 % 2] = c.s[at];
     }
 #pragma unroll
-    for (u32 r = 0; r < 2; ++r) weight[r] = __shfl_sync(~0u, weight[r], (lane & ~3u) + i % 8 / 2);
+    for (u32 r = 0; r < 2; ++r)
+      weight[r] = __shfl_sync(~0u, weight[r], (lane & ~3u) + i % 8 / 2) * kWeightUnit;
     const u64 values = v + (n * i64(kKeys) + i) * p.v_key;
 #pragma unroll
     for (u32 j = 0; j < kValueWidth / 8; ++j) {
@@ -370,7 +383,7 @@ KEYFOLD_INLINE void compute_scores(Rows& c, u32 q, u32 k) {
 }
 
 KEYFOLD_INLINE void add_values(Rows& c, u32 v) {
-  constexpr float kUnit = 1.0f / (kWeightScale * (1 << kValueTop));
+  constexpr float kUnit = kWeightUnit / (1 << kValueTop);
 #pragma unroll
   for (u32 part = 0; part < kValueWidth / kColumns; ++part) {
     float sum[kColumns / 2];
@@ -448,7 +461,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (u32 i = 0; i < 8 * kStages; i += 8) {
       barrier_init(bars.full + i, 1);
-      barrier_init(bars.empty + i, kWarpgroups);
+      barrier_init(bars.empty + i, 4 * kWarpgroups);
     }
     barriers_are_there();
   }
@@ -464,7 +477,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const u32 consumer = threadIdx.x - 128, warpgroup = consumer / 128, lane = consumer % 32;
   const u32 row = consumer / 32 * 16 + lane / 4;  // of the tile; and row + 8
   const u32 q = base + warpgroup * 2 * kQueryPart;
-  const bool leader = consumer % 128 == 0;
+  const bool leader = lane == 0;  // of a warp
 
   Ring ring;
   Rows c;
@@ -499,11 +512,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       compute_scores(c, q, k);
       scale_scores(c, record, lane);
       odd_scores(c, p, job, n, record, lane);
-      finish_scores(c, p, job, n, lane);
+      finish_scores(c, p, job, n, record, lane);
       float alpha[2];
       softmax(c, record, lane, alpha);
       const uint2 odd = shared_bits(record + kOddValuesAt);
-      named_sync(1 + warpgroup, 128);  // all have read the record
+      __syncwarp();  // all have read the record
       if (leader) barrier_arrive(k_empty);
       pack_weights(c);
       rescale(c, alpha);
