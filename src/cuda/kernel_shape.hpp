@@ -52,8 +52,9 @@ struct WgmmaShape {
 
 /// kernels/wgmma3.cu, in the same way, and pairs.cu.
 struct Wgmma3Shape {
-  static constexpr std::uint32_t kSplitLen = 512;
   static constexpr std::uint32_t kPairsThreads = 256;
+  /// Rows of a group up to which splits go side by side, so that few rows keep a large device busy.
+  static constexpr std::int64_t kFewRows = 1024;
 
   std::uint32_t warpgroups = 0;
   std::uint32_t keys = 0;    ///< of a tile
@@ -63,7 +64,6 @@ struct Wgmma3Shape {
 
   std::uint32_t threads() const { return 128 * (warpgroups + 1); }
   std::uint32_t rows() const { return 64 * warpgroups; }
-  std::uint32_t split_bytes() const { return kSplitLen / keys * tile_bytes; }
 };
 
 /// kernels/decode.cu. `row_limit` is the most rows of a block; fewer give the same bits.

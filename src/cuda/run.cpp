@@ -30,7 +30,7 @@ CudaRun::OnDevice::OnDevice(std::shared_ptr<Device> made, const gpu::Layout& lay
     partial_ml = {device, Use::kDevice, layout.ml(partials)};
   }
   if (const std::int64_t bytes = layout.flags(groups, rows)) flags = {device, Use::kDevice, bytes};
-  if (const std::int64_t bytes = layout.prepared(groups)) {
+  if (const std::int64_t bytes = layout.prepared(groups, rows)) {
     prepared = {device, Use::kDevice, bytes};
   }
   transfer = {device, Use::kPinned, 2 * layout.piece(states)};

@@ -54,10 +54,12 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
   if (wgmma3_) {
     name_ = "wgmma3";
     flops_per_second_ = 1e14;
-    tiling_ = {.split_len = Wgmma3Shape::kSplitLen,
+    const bool apart = shape.q_len * problem.group_size() <= Wgmma3Shape::kFewRows;
+    tiling_ = {.split_len = kPrefillSplitLen,
                .tile_rows = wgmma3_->rows(),
-               .folds = true,
-               .split_bytes = wgmma3_->split_bytes()};
+               .decode = apart,
+               .folds = !apart,
+               .split_bytes = kPrefillSplitLen / wgmma3_->keys * wgmma3_->tile_bytes};
     return;
   }
   attend_ = attend_shape(query);
@@ -102,7 +104,7 @@ KernelSpec Shapes::wgmma3(const std::string& name, std::uint32_t threads,
   KernelSpec kernel = spec(name, threads, shared_bytes);
   for (std::string& option :
        std::vector{define("WARPGROUPS", wgmma3_->warpgroups), define("KEYS", wgmma3_->keys),
-                   define("STAGES", wgmma3_->stages),
+                   define("STAGES", wgmma3_->stages), define("PARTIAL", tiling_.folds ? 0 : 1),
                    define("FINISHED", gpu::finishes_scores(problem_) ? 1 : 0)}) {
     kernel.options.push_back(std::move(option));
   }
@@ -150,7 +152,8 @@ KernelSpec Shapes::main(bool partial) const {
 
 Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
   if (wgmma_ || wgmma3_) {
-    const std::int64_t jobs = wave.num_groups * gpu::ceil_div(wave.num_indices, tiling_.tile_rows);
+    const std::int64_t jobs = wave.num_groups * (partial ? wave.num_splits : 1) *
+                              gpu::ceil_div(wave.num_indices, tiling_.tile_rows);
     return {.x = u32(std::min<std::int64_t>(multiprocessors_, jobs))};
   }
   return {u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows)),

@@ -61,15 +61,15 @@ struct Layout {
     const std::int64_t tiles = ceil_div(rows * problem.group_size(), tiling.tile_rows);
     return 4 * groups * tiles * (tiling.tile_rows / tiling.flag_rows);
   }
-  /// Splits of a group, of those that a wave has prepared keys of; 0 where none are.
-  std::int64_t prepared_splits(std::int64_t groups) const {
+  /// Splits of a group that a wave can have prepared keys of; 0 where none are.
+  std::int64_t prepared_splits(std::int64_t groups, std::int64_t rows) const {
     if (tiling.split_bytes == 0) return 0;
-    const std::int64_t all = groups * ceil_div(problem.shape.kv_len, split_len());
-    return std::clamp<std::int64_t>(all, 1,
-                                    std::max<std::int64_t>(1, kMaxPrepared / tiling.split_bytes));
+    const std::int64_t likely = 8 * o(states(groups, rows));
+    const std::int64_t bytes = std::clamp(likely, 4 * kMinWindow, kMaxPrepared);
+    return std::max<std::int64_t>(1, bytes / tiling.split_bytes);
   }
-  std::int64_t prepared(std::int64_t groups) const {
-    return prepared_splits(groups) * tiling.split_bytes;
+  std::int64_t prepared(std::int64_t groups, std::int64_t rows) const {
+    return prepared_splits(groups, rows) * tiling.split_bytes;
   }
   /// Keys and values of a window that every group of a chunk needs.
   std::int64_t key_bytes(std::int64_t groups) const { return groups * (k_pitch() + v_pitch()); }

@@ -36,16 +36,16 @@ Waves cut_chunk(const Work& work) {
     step.num_groups = std::min(work.groups, work.max_groups);
     step.num_indices = kMostGroups * work.tile_rows;
     step.num_splits = work.splits;
-    if (work.prepared > 0) {
-      step.num_groups = std::min(step.num_groups, work.prepared);
-      step.num_splits = std::min(work.splits, work.prepared / step.num_groups);
-    }
   } else {
     step.num_groups = std::min(
         {work.groups, work.max_groups, std::max<std::int64_t>(1, work.partials / work.indices)});
     step.num_indices = work.indices;
     step.num_splits =
         std::min({work.splits, work.partials / (work.indices * step.num_groups), kMostGroups});
+  }
+  if (work.prepared > 0) {
+    step.num_groups = std::min(step.num_groups, work.prepared);
+    step.num_splits = std::min(step.num_splits, work.prepared / step.num_groups);
   }
   return {direct, cut(work, step)};
 }

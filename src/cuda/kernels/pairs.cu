@@ -8,11 +8,12 @@ KEYFOLD_INLINE void write_half(u64 address, uint2 x) {
 // A row in lanes: kLanes of them have each its every kLanes-th word of four elements.
 template <u32 kDim, u32 kWidth, u32 kLanes>
 struct Row {
-  float4 x[kWidth / 4 / kLanes];
+  static constexpr u32 kWords = kWidth / 4, kVectors = (kWords + kLanes - 1) / kLanes;
+  float4 x[kVectors];
 
   KEYFOLD_INLINE void load(u64 address, bool there, u32 lane) {
 #pragma unroll
-    for (u32 i = 0; i < kWidth / 4 / kLanes; ++i) {
+    for (u32 i = 0; i < kVectors; ++i) {
       const u32 word = lane + i * kLanes;
       x[i] = {0.0f, 0.0f, 0.0f, 0.0f};
       if (there && word < kDim / 4) x[i] = elements(load_words(address + 16 * word), 0);
@@ -21,7 +22,8 @@ struct Row {
   KEYFOLD_INLINE void store(u64 tile, u32 row, float scale, u32 lane) const {
     constexpr u32 kPart = kWidth / 64 * kKeyPanel;
 #pragma unroll
-    for (u32 i = 0; i < kWidth / 4 / kLanes; ++i) {
+    for (u32 i = 0; i < kVectors; ++i) {
+      if (lane + i * kLanes >= kWords) continue;
       const Pair pair = split(scale == 0.0f ? float4{0.0f, 0.0f, 0.0f, 0.0f} : x[i], scale);
       const u64 place = tile + place_in_panels(row, lane + i * kLanes, kKeyPanel);
       write_half(place, pair.high);

@@ -8,7 +8,8 @@
 // to nearest.
 //
 // The fold goes on from the state in memory, tile of keys after tile of keys, counted from key 0,
-// so that the end of a chunk changes nothing. Tiles that no row sees are left out.
+// so that the end of a chunk changes nothing; or, where the rows are few, it begins anew for each
+// split, and a merge follows. Tiles that no row sees are left out.
 //
 // Weights are taken times what V's key was divided by, and m is the largest score after that: so
 // keys whose values differ in scale by orders of magnitude meet in one product. What no pair can
@@ -18,7 +19,8 @@
 
 constexpr u32 kWarpgroups = KEYFOLD_WARPGROUPS;  // that consume
 constexpr u32 kStages = KEYFOLD_STAGES;          // of K and V in turn
-constexpr bool kFinished = KEYFOLD_FINISHED;     // scores are more than products times the scale
+constexpr bool kPartial = KEYFOLD_PARTIAL;    // a partial state of each split, from the empty one
+constexpr bool kFinished = KEYFOLD_FINISHED;  // scores are more than products times the scale
 constexpr u32 kRows = 64 * kWarpgroups;
 static_assert(kThreads == 128 * (kWarpgroups + 1), "as in the host's");
 // Shared memory: q as pairs, the stages, their records, barriers.
@@ -39,6 +41,7 @@ constexpr float kLog2e = 1.44269504f;
 struct Job {
   u32 group, first;  // absolute; index of the first row
   u32 batch, kv_head;
+  u32 split;       // of the wave, where they go apart
   i32 begin, end;  // tiles of keys
   Range full;      // keys that all its rows see
   Batch seen;
@@ -51,9 +54,11 @@ struct Job {
 KEYFOLD_INLINE bool job_of(const Params& p, const Jobs& jobs, u32 i, Job& job) {
   const u32 within = i % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
   const u32 at = i * gridDim.x + within;
-  job.skip = at >= jobs.groups * jobs.tiles;
-  if (job.skip) return i * gridDim.x < jobs.groups * jobs.tiles;
-  const u32 tile = jobs.tiles - 1 - at / jobs.groups, group = at % jobs.groups;
+  const u32 splits = kPartial ? p.num_splits : 1, of_tile = splits * jobs.groups;
+  job.skip = at >= of_tile * jobs.tiles;
+  if (job.skip) return i * gridDim.x < of_tile * jobs.tiles;
+  const u32 tile = jobs.tiles - 1 - at / of_tile, group = at / splits % jobs.groups;
+  job.split = at % splits;
   job.group = p.group + group;
   job.first = p.index_begin + tile * kRows;
   job.batch = job.group / p.kv_heads;
@@ -64,10 +69,12 @@ KEYFOLD_INLINE bool job_of(const Params& p, const Jobs& jobs, u32 i, Job& job) {
   const u32 last = smaller(job.first + kRows, p.index_end) - 1;
   const Range early = visible(job.seen, job.first / p.heads),
               late = visible(job.seen, last / p.heads);
-  job.begin = larger(early.begin / i32(kKeys), wave_begin);
-  job.end = smaller((late.end + i32(kKeys) - 1) / i32(kKeys), wave_begin + wave_tiles);
+  const i32 first_tile = wave_begin + i32(job.split * kSplitTiles);
+  const i32 end_tile = kPartial ? first_tile + i32(kSplitTiles) : wave_begin + wave_tiles;
+  job.begin = larger(early.begin / i32(kKeys), first_tile);
+  job.end = smaller((late.end + i32(kKeys) - 1) / i32(kKeys), end_tile);
   job.full = {late.begin, early.end};
-  job.skip = job.begin >= job.end;
+  job.skip = !kPartial && job.begin >= job.end;
   return true;
 }
 
@@ -364,22 +371,35 @@ KEYFOLD_INLINE void odd_values(Rows& c, const Params& p, const Job& job, i32 n, 
   }
 }
 
+// A sum for each panel, as sums of products have to be short.
 KEYFOLD_INLINE void compute_scores(Rows& c, u32 q, u32 k) {
-  hold(c.s);
+  float sum[kHeadPanels][kKeys / 2];
+#pragma unroll
+  for (u32 panel = 0; panel < kHeadPanels; ++panel) hold(sum[panel]);
   products_begin();
 #pragma unroll
-  for (u32 term = 0; term < 3; ++term) {
-    const u32 left = q + (term == 0 ? kQueryPart : 0), right = k + (term == 1 ? kHeadPart : 0);
+  for (u32 panel = 0; panel < kHeadPanels; ++panel) {
 #pragma unroll
-    for (u32 i = 0; i < kHeadSteps; ++i) {
-      const u32 panel = i / 4, step = 32 * (i % 4);
-      Product<kKeys>::of(c.s, matrix_at(left + panel * kQueryPanel + step, kQueryPanel),
-                         matrix_at(right + panel * kKeyPanel + step, kKeyPanel), term + i > 0);
+    for (u32 term = 0; term < 3; ++term) {
+      const u32 left = q + panel * kQueryPanel + (term == 0 ? kQueryPart : 0);
+      const u32 right = k + panel * kKeyPanel + (term == 1 ? kHeadPart : 0);
+#pragma unroll
+      for (u32 i = 0; i < smaller(4u, kHeadSteps - 4 * panel); ++i) {
+        Product<kKeys>::of(sum[panel], matrix_at(left + 32 * i, kQueryPanel),
+                           matrix_at(right + 32 * i, kKeyPanel), term + i > 0);
+      }
     }
   }
   products_commit();
   products_wait<0>();
-  hold(c.s);
+#pragma unroll
+  for (u32 panel = 0; panel < kHeadPanels; ++panel) {
+    hold(sum[panel]);
+#pragma unroll
+    for (u32 i = 0; i < kKeys / 2; ++i) {
+      c.s[i] = panel == 0 ? sum[0][i] : c.s[i] + sum[panel][i];
+    }
+  }
 }
 
 KEYFOLD_INLINE void add_values(Rows& c, u32 v) {
@@ -415,6 +435,13 @@ KEYFOLD_INLINE void add_values(Rows& c, u32 v) {
 
 // --- The state in memory ------------------------------------------------------------------------
 
+KEYFOLD_INLINE void empty_state(Rows& c) {
+#pragma unroll
+  for (u32 r = 0; r < 2; ++r) c.m[r] = hidden(), c.l[r] = c.t[r] = 0.0f;
+#pragma unroll
+  for (u32 i = 0; i < kValueWidth / 2; ++i) c.o[i] = 0.0f;
+}
+
 KEYFOLD_INLINE void load_state(Rows& c, const Params& p, const u64 (&state)[2], u32 lane) {
   bool begun[2];
 #pragma unroll
@@ -435,21 +462,24 @@ KEYFOLD_INLINE void load_state(Rows& c, const Params& p, const u64 (&state)[2], 
   }
 }
 
-KEYFOLD_INLINE void store_state(const Rows& c, const Params& p, const u64 (&state)[2],
+// To `state` of o and ml: the states, or partial ones.
+KEYFOLD_INLINE void store_state(const Rows& c, u64 o, u64 ml, const u64 (&state)[2],
                                 const bool (&inside)[2], u32 lane) {
 #pragma unroll
   for (u32 i = 0; i < kValueWidth / 2; i += 2) {
     const u32 r = i / 2 % 2, column = column_of(i / 4, lane);
     if (!inside[r] || column >= kValueDim) continue;
-    write(p.o + 4 * (state[r] * kValueDim + column),
+    write(o + 4 * (state[r] * kValueDim + column),
           float2{positive_zero(c.o[i]), positive_zero(c.o[i + 1])});
   }
   if (lane % 4 != 0) return;
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
     if (!inside[r]) continue;
+    const float nothing = kPartial ? -1.0f : 0.0f;
     // A NaN score, or one of +Inf: the row stays NaN whatever it is merged with.
-    write(p.ml + 8 * state[r], float2{is_nan(c.l[r]) ? nan() : c.m[r], c.l[r]});
+    write(ml + 8 * state[r],
+          float2{is_nan(c.l[r]) ? nan() : c.m[r], c.l[r] == 0.0f ? nothing : c.l[r]});
   }
 }
 
@@ -500,7 +530,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     load_queries(c, p, inside, q, row, lane);
     fence_async();
     named_sync(1 + warpgroup, 128);
-    load_state(c, p, state, lane);
+    if constexpr (kPartial) {
+      empty_state(c);
+#pragma unroll
+      for (u32 r = 0; r < 2; ++r) {
+        const u32 index = smaller(job.first + row + 8 * r, p.index_end - 1);
+        state[r] = partial_index(p, job.group - p.group, job.split, index);
+      }
+    } else {
+      load_state(c, p, state, lane);
+    }
 
     for (i32 n = job.begin; n < job.end; ++n) {
       if (n * i32(kKeys) % i32(kSplitLen) == 0) close_split(c);
@@ -530,6 +569,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       if (leader) barrier_arrive(v_empty);
     }
     close_split(c);
-    store_state(c, p, state, inside, lane);
+    store_state(c, kPartial ? p.partial_o : p.o, kPartial ? p.partial_ml : p.ml, state, inside,
+                lane);
   }
 }
