@@ -114,7 +114,7 @@ struct Layout {
     const std::int64_t n = states(groups, rows), p = partial_rows(rows);
     const std::int64_t copies = shared_memory ? 1 : 2;  // on the host's side and on the device's
     return copies * (q(n) + kFrames * (window(groups, rows) + mask(groups, rows))) + o(n) +
-           2 * ml(n) + o(p) + ml(p) + 2 * piece(n) + flags(groups, rows) + prepared(groups);
+           2 * ml(n) + o(p) + ml(p) + 2 * piece(n) + flags(groups, rows) + prepared(groups, rows);
   }
 };
 

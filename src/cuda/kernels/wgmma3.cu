@@ -371,33 +371,39 @@ KEYFOLD_INLINE void odd_values(Rows& c, const Params& p, const Job& job, i32 n, 
   }
 }
 
-// A sum for each panel, as sums of products have to be short.
-KEYFOLD_INLINE void compute_scores(Rows& c, u32 q, u32 k) {
-  float sum[kHeadPanels][kKeys / 2];
-#pragma unroll
-  for (u32 panel = 0; panel < kHeadPanels; ++panel) hold(sum[panel]);
+// A sum of 32 columns; the next is computed while one is added to the scores.
+KEYFOLD_INLINE void issue_scores(float (&sum)[kKeys / 2], u32 q, u32 k, u32 part) {
+  hold(sum);
   products_begin();
 #pragma unroll
-  for (u32 panel = 0; panel < kHeadPanels; ++panel) {
+  for (u32 term = 0; term < 3; ++term) {
+    const u32 left = q + (term == 0 ? kQueryPart : 0), right = k + (term == 1 ? kHeadPart : 0);
 #pragma unroll
-    for (u32 term = 0; term < 3; ++term) {
-      const u32 left = q + panel * kQueryPanel + (term == 0 ? kQueryPart : 0);
-      const u32 right = k + panel * kKeyPanel + (term == 1 ? kHeadPart : 0);
-#pragma unroll
-      for (u32 i = 0; i < smaller(4u, kHeadSteps - 4 * panel); ++i) {
-        Product<kKeys>::of(sum[panel], matrix_at(left + 32 * i, kQueryPanel),
-                           matrix_at(right + 32 * i, kKeyPanel), term + i > 0);
-      }
+    for (u32 i = 2 * part; i < smaller(2 * part + 2, kHeadSteps); ++i) {
+      const u32 panel = i / 4, step = 32 * (i % 4);
+      Product<kKeys>::of(sum, matrix_at(left + panel * kQueryPanel + step, kQueryPanel),
+                         matrix_at(right + panel * kKeyPanel + step, kKeyPanel),
+                         term > 0 || i > 2 * part);
     }
   }
   products_commit();
-  products_wait<0>();
+}
+KEYFOLD_INLINE void compute_scores(Rows& c, u32 q, u32 k) {
+  constexpr u32 kParts = (kHeadSteps + 1) / 2;
+  float sum[2][kKeys / 2];
+  issue_scores(sum[0], q, k, 0);
 #pragma unroll
-  for (u32 panel = 0; panel < kHeadPanels; ++panel) {
-    hold(sum[panel]);
+  for (u32 part = 0; part < kParts; ++part) {
+    if (part + 1 < kParts) {
+      issue_scores(sum[(part + 1) % 2], q, k, part + 1);
+      products_wait<1>();
+    } else {
+      products_wait<0>();
+    }
+    hold(sum[part % 2]);
 #pragma unroll
     for (u32 i = 0; i < kKeys / 2; ++i) {
-      c.s[i] = panel == 0 ? sum[0][i] : c.s[i] + sum[panel][i];
+      c.s[i] = part == 0 ? sum[0][i] : c.s[i] + sum[part % 2][i];
     }
   }
 }
