@@ -18,11 +18,13 @@ struct Parts {
     partial_o = state + aligned(layout.state(states));
     partial_ml = partial_o + aligned(layout.o(partials));
     flags = partial_ml + aligned(layout.ml(partials));
-    batches = flags + aligned(layout.flags(groups, rows));
+    prepared = flags + aligned(layout.flags(groups, rows));
+    batches = prepared + aligned(layout.prepared(groups, rows));
     end = batches +
           aligned(layout.problem.shape.batch * static_cast<std::int64_t>(sizeof(gpu::Batch)));
   }
-  std::int64_t q = 0, state = 0, partial_o = 0, partial_ml = 0, flags = 0, batches = 0, end = 0;
+  std::int64_t q = 0, state = 0, partial_o = 0, partial_ml = 0, flags = 0, prepared = 0,
+               batches = 0, end = 0;
 };
 
 gpu::Address address_of(const TensorView& tensor) {
@@ -65,6 +67,7 @@ DeviceRun::DeviceRun(Gpu& gpu, const core::Problem& problem, const core::Block& 
     };
     memory_ = {at(parts.q), at(parts.state), at(parts.partial_o), at(parts.partial_ml),
                at(parts.flags)};
+    if (parts.batches > parts.prepared) memory_.prepared = at(parts.prepared);
     batches_ = at(parts.batches);
     launcher_.emplace(*device_, block_, shapes_, layout_, memory_);
     tensors_->gather(stream_->get(),

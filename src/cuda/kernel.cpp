@@ -14,10 +14,13 @@
 #include "merge.cu.hpp"
 #include "mma.cu.hpp"
 #include "mma.cuh.hpp"
+#include "pairs.cu.hpp"
+#include "pairs.cuh.hpp"
 #include "params.cuh.hpp"
 #include "tensors.cu.hpp"
 #include "units.cuh.hpp"
 #include "wgmma.cu.hpp"
+#include "wgmma3.cu.hpp"
 
 namespace keyfold::cuda {
 
@@ -28,8 +31,10 @@ SourceFile kernel_source(const std::string& file) {
                                    {"decode_mma.cu", kernels::decode_mma_cu},
                                    {"merge.cu", kernels::merge_cu},
                                    {"mma.cu", kernels::mma_cu},
+                                   {"pairs.cu", kernels::pairs_cu},
                                    {"tensors.cu", kernels::tensors_cu},
-                                   {"wgmma.cu", kernels::wgmma_cu}}) {
+                                   {"wgmma.cu", kernels::wgmma_cu},
+                                   {"wgmma3.cu", kernels::wgmma3_cu}}) {
     if (file == source.name) return source;
   }
   throw std::out_of_range("no kernel " + file);
@@ -39,7 +44,8 @@ const std::vector<SourceFile>& kernel_headers() {
   static const auto& all = *new std::vector<SourceFile>{
       {"common.cuh", kernels::common_cuh}, {"fold.cuh", kernels::fold_cuh},
       {"hopper.cuh", kernels::hopper_cuh}, {"mma.cuh", kernels::mma_cuh},
-      {"params.cuh", kernels::params_cuh}, {"units.cuh", kernels::units_cuh}};
+      {"pairs.cuh", kernels::pairs_cuh},   {"params.cuh", kernels::params_cuh},
+      {"units.cuh", kernels::units_cuh}};
   return all;
 }
 

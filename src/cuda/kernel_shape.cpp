@@ -169,6 +169,26 @@ std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int
   return std::nullopt;
 }
 
+std::optional<Wgmma3Shape> wgmma3_shape(const ShapeQuery& query) {
+  constexpr std::uint32_t kShared = 227 << 10;  // of a block on Hopper
+  const auto panels = [](std::int64_t dim) {
+    return ceil_div(static_cast<std::uint32_t>(dim), 64);
+  };
+  const std::uint32_t head = panels(query.head_dim), value = panels(query.value_dim);
+  if (query.dtype != DType::kFloat32 || head > 4 || value > 4) return std::nullopt;
+  Wgmma3Shape s;
+  // As many rows as registers hold the output of, and as many keys as shared memory the stages of.
+  s.warpgroups = head == 1 && value == 1 ? 3 : 2;
+  s.keys = std::max(head, value) <= 2 ? 64 : 32;
+  const std::uint32_t panel = 2 * 128 * s.keys, record = 12 * s.keys + 16;  // bytes
+  const std::uint32_t queries = 2 * 128 * s.rows() * head;
+  const std::uint32_t stage = std::max(head, value) * panel + record + 16;  // and two barriers
+  s.stages = std::min(6u, (kShared - queries) / stage);
+  s.shared_bytes = queries + s.stages * stage;
+  s.tile_bytes = (head + value) * panel + record;
+  return s;
+}
+
 DecodeShape decode_shape(const ShapeQuery& query) {
   const Dims dims(query);
   DecodeShape s;

@@ -77,6 +77,22 @@ struct MmaShape {
   std::uint32_t split_len() const { return 8 * keys; }
 };
 
+/// kernels/wgmma3.cu, in the same way, and pairs.cu.
+struct Wgmma3Shape {
+  static constexpr std::uint32_t kPairsThreads = 256;
+  /// Rows of a group up to which splits go side by side, so that few rows keep a large device busy.
+  static constexpr std::int64_t kFewRows = 1024;
+
+  std::uint32_t warpgroups = 0;
+  std::uint32_t keys = 0;    ///< of a tile
+  std::uint32_t stages = 0;  ///< of K and V in turn
+  std::uint32_t shared_bytes = 0;
+  std::uint32_t tile_bytes = 0;  ///< of K and V as pairs
+
+  std::uint32_t threads() const { return 128 * (warpgroups + 1); }
+  std::uint32_t rows() const { return 64 * warpgroups; }
+};
+
 /// kernels/decode.cu. `row_limit` is the most rows of a block; fewer give the same bits.
 struct DecodeShape {
   std::uint32_t warps = 0;
@@ -116,6 +132,8 @@ struct MergeShape {
 /// For `num_rows` rows of a group. nullopt for float32, and where registers or shared memory are
 /// too few.
 std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows);
+/// nullopt for all but float32, and where registers or shared memory are too few.
+std::optional<Wgmma3Shape> wgmma3_shape(const ShapeQuery& query);
 /// nullopt where `max_shared_bytes`, of a block, do not suffice. `masked`: rows have masks.
 std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
                                   std::uint32_t max_shared_bytes);

@@ -28,7 +28,8 @@ Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& w
   }
   if (spec.jobs) {
     launch.jobs = {
-        memory_.flags, static_cast<std::uint32_t>(wave.num_groups),
+        memory_.prepared != 0 ? memory_.prepared : memory_.flags,
+        static_cast<std::uint32_t>(wave.num_groups),
         static_cast<std::uint32_t>(gpu::ceil_div(wave.num_indices, layout_.tiling.tile_rows))};
   }
   return launch;
@@ -38,11 +39,12 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
   const gpu::Waves cut = gpu::cut_chunk(gpu::work_of(layout_, block_, box, chunk, kMaxGridZ));
   const bool partial = !cut.direct;
   const KernelSpec main = shapes_.main(partial);
-  const std::optional<KernelSpec> careful = shapes_.careful();
+  const std::optional<KernelSpec> prepare = shapes_.prepare(), careful = shapes_.careful();
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {
     const gpu::Params params = gpu::part_of(chunk, wave);
     const Grid grid = shapes_.main_grid(wave, partial);
+    if (prepare) launches.push_back(launch_of(*prepare, shapes_.prepare_grid(wave), wave, params));
     launches.push_back(launch_of(main, grid, wave, params));
     if (careful) launches.push_back(launch_of(*careful, grid, wave, params));
     if (!partial) continue;
@@ -81,7 +83,7 @@ void Launcher::run(CUstream stream, const std::vector<Launch>& launches) const {
       for (const CUtensorMap& map : *launch.maps)
         arguments[count++] = const_cast<CUtensorMap*>(&map);
     }
-    if (launch.jobs) arguments[count++] = const_cast<Jobs*>(&*launch.jobs);
+    if (launch.jobs) arguments[count] = const_cast<Jobs*>(&*launch.jobs);
     device_.driver().launch_kernel(launch.function, launch.grid.x, launch.grid.y, launch.grid.z,
                                    launch.threads, 1u, 1u, launch.shared_bytes, stream,
                                    arguments.data(), nullptr);

@@ -28,7 +28,7 @@ struct Launch {
 struct RunMemory {
   gpu::Address q = 0, state = 0;
   gpu::Address partial_o = 0, partial_ml = 0;  ///< 0 where the layout has no partial states
-  gpu::Address flags = 0;                      ///< 0 where the layout has none
+  gpu::Address flags = 0, prepared = 0;        ///< 0 where the layout has none
 };
 
 /// Of one block of rows. All that it refers to outlives it.

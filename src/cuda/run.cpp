@@ -33,6 +33,9 @@ CudaRun::OnDevice::OnDevice(std::shared_ptr<Device> made, const gpu::Layout& lay
     partial_ml = {device, Use::kDevice, layout.ml(partials)};
   }
   if (const std::int64_t bytes = layout.flags(groups, rows)) flags = {device, Use::kDevice, bytes};
+  if (const std::int64_t bytes = layout.prepared(groups, rows)) {
+    prepared = {device, Use::kDevice, bytes};
+  }
   transfer = {device, Use::kPinned, 2 * layout.piece(states)};
   const std::int64_t batch_bytes =
       layout.problem.shape.batch * static_cast<std::int64_t>(sizeof(gpu::Batch));
@@ -53,6 +56,7 @@ RunMemory CudaRun::OnDevice::memory() const {
     memory.partial_ml = partial_ml->address;
   }
   if (flags) memory.flags = flags->address;
+  if (prepared) memory.prepared = prepared->address;
   return memory;
 }
 

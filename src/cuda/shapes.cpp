@@ -53,10 +53,11 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
   }
   if (selected == "wgmma") {
     wgmma_ = wgmma_shape(query, shape.q_len * problem.group_size());
+    wgmma3_ = wgmma3_shape(query);
   }
+  device_blocks_ = u32(traits.multiprocessors);
   if (wgmma_) {
     name_ = "wgmma";
-    device_blocks_ = u32(traits.multiprocessors);
     flops_per_second_ = 4e14;
     const bool partial = wgmma_->partial_len != 0;
     merge_ = merge_shape(query, partial);
@@ -65,6 +66,18 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
                .decode = partial,
                .folds = !partial,
                .flag_rows = 64};
+    return;
+  }
+  if (wgmma3_) {
+    name_ = "wgmma3";
+    flops_per_second_ = 1e14;
+    const bool apart = shape.q_len * problem.group_size() <= Wgmma3Shape::kFewRows;
+    merge_ = merge_shape(query, apart);
+    tiling_ = {.split_len = kPrefillSplitLen,
+               .tile_rows = wgmma3_->rows(),
+               .decode = apart,
+               .folds = !apart,
+               .split_bytes = kPrefillSplitLen / wgmma3_->keys * wgmma3_->tile_bytes};
     return;
   }
   if (selected != "scalar") {
@@ -152,6 +165,28 @@ KernelSpec Shapes::decode_mma() const {
   return kernel;
 }
 
+KernelSpec Shapes::wgmma3(const std::string& name, std::uint32_t threads,
+                          std::uint32_t shared_bytes) const {
+  KernelSpec kernel = spec(name, threads, shared_bytes);
+  for (std::string& option :
+       std::vector{define("WARPGROUPS", wgmma3_->warpgroups), define("KEYS", wgmma3_->keys),
+                   define("STAGES", wgmma3_->stages), define("PARTIAL", tiling_.folds ? 0 : 1),
+                   define("FINISHED", gpu::finishes_scores(problem_) ? 1 : 0)}) {
+    kernel.options.push_back(std::move(option));
+  }
+  kernel.jobs = true;
+  return kernel;
+}
+
+std::optional<KernelSpec> Shapes::prepare() const {
+  if (!wgmma3_) return std::nullopt;
+  return wgmma3("pairs", Wgmma3Shape::kPairsThreads, 0);
+}
+
+Grid Shapes::prepare_grid(const gpu::Wave& wave) const {
+  return {u32(wave.num_splits * tiling_.split_len / wgmma3_->keys), u32(wave.num_groups)};
+}
+
 std::optional<KernelSpec> Shapes::careful() const {
   if (wgmma_) return wgmma(true);
   if (mma_) return mma(true);
@@ -162,6 +197,7 @@ KernelSpec Shapes::main(bool partial) const {
   if (wgmma_) return wgmma(false);
   if (mma_) return mma(false);
   if (decode_mma_) return decode_mma();
+  if (wgmma3_) return wgmma3("wgmma3", wgmma3_->threads(), wgmma3_->shared_bytes);
   if (tiling_.decode) {
     KernelSpec kernel = spec("decode", decode_.threads(), 0);
     for (std::string& option :
@@ -184,7 +220,7 @@ KernelSpec Shapes::main(bool partial) const {
 }
 
 Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
-  if (wgmma_ || mma_ || decode_mma_) {
+  if (wgmma_ || wgmma3_ || mma_ || decode_mma_) {
     const std::int64_t parts = partial ? wave.num_splits * tiling_.units : 1;
     const std::int64_t jobs =
         wave.num_groups * gpu::ceil_div(wave.num_indices, tiling_.tile_rows) * parts;

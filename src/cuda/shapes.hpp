@@ -14,8 +14,8 @@
 
 namespace keyfold::cuda {
 
-/// The kernels of prefill that a device can run, the fastest first. Where one cannot do a problem,
-/// the next does it.
+/// The kernels of prefill that a device can run, the fastest first; wgmma stands for wgmma3 too,
+/// its twin for float32. Where one cannot do a problem, the next does it.
 std::vector<std::string> kernel_names(const Traits& traits);
 /// KEYFOLD_CUDA_KERNEL, else the first of them. Throws InvalidArgument for another name.
 std::string selected_kernel(const Traits& traits);
@@ -39,6 +39,9 @@ class Shapes {
   KernelSpec main(bool partial) const;
   /// Its blocks for a wave.
   Grid main_grid(const gpu::Wave& wave, bool partial) const;
+  /// What has to run in front of main(), and its blocks for a wave: see kernels/pairs.cu.
+  std::optional<KernelSpec> prepare() const;
+  Grid prepare_grid(const gpu::Wave& wave) const;
   /// What has to run behind main(), for the jobs that it has left: see kernels/fold.cuh.
   std::optional<KernelSpec> careful() const;
 
@@ -62,6 +65,8 @@ class Shapes {
   KernelSpec wgmma(bool careful) const;
   KernelSpec mma(bool careful) const;
   KernelSpec decode_mma() const;
+  KernelSpec wgmma3(const std::string& name, std::uint32_t threads,
+                    std::uint32_t shared_bytes) const;
 
   const core::Problem& problem_;
   std::string name_ = "scalar";
@@ -71,6 +76,7 @@ class Shapes {
   std::optional<WgmmaShape> wgmma_;
   std::optional<MmaShape> mma_;
   std::optional<DecodeMmaShape> decode_mma_;
+  std::optional<Wgmma3Shape> wgmma3_;
   AttendShape attend_;
   DecodeShape decode_;
   MergeShape merge_;

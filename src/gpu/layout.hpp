@@ -10,6 +10,7 @@ namespace keyfold::gpu {
 inline constexpr std::int64_t kBusyTiles = 512;     ///< workgroups that keep a large device busy
 inline constexpr std::int64_t kDecodeTiles = 4096;  ///< workgroups of one wave of short kernels
 inline constexpr std::int64_t kMaxPartials = 32 << 20;  ///< bytes of partial states, about
+inline constexpr std::int64_t kMaxPrepared = 64 << 20;  ///< bytes of prepared keys, about
 inline constexpr std::int64_t kFrames = 2;              ///< submissions in flight
 inline constexpr std::int64_t kMinWindow = 1 << 20, kMaxWindow = 32 << 20;
 inline constexpr std::int64_t kMaxPiece = 4 << 20;
@@ -24,7 +25,8 @@ struct Tiling {
   bool decode = false;         ///< short kernels, which give partial states only
   bool folds = false;      ///< it goes on from the state, split after split: never partial states
   std::int64_t units = 1;  ///< parts of a split with partial states of their own
-  std::int64_t flag_rows = 0;  ///< row indices that share a flag of the kernel's; 0 without flags
+  std::int64_t flag_rows = 0;    ///< row indices that share a flag of the kernel's; 0 without flags
+  std::int64_t split_bytes = 0;  ///< of a group's split, whose keys are prepared first; 0 where not
 };
 
 /// Sizes in bytes, for a block of `groups` x `rows`.
@@ -63,6 +65,16 @@ struct Layout {
                                    ? groups * ceil_div(indices, tile)
                                    : std::max(kDecodeTiles, 2 * ceil_div(partial_rows(rows), tile));
     return 4 * tiles * (tile / tiling.flag_rows);
+  }
+  /// Splits of a group that a wave can have prepared keys of; 0 where none are.
+  std::int64_t prepared_splits(std::int64_t groups, std::int64_t rows) const {
+    if (tiling.split_bytes == 0) return 0;
+    const std::int64_t likely = 8 * o(states(groups, rows));
+    const std::int64_t bytes = std::clamp(likely, 4 * kMinWindow, kMaxPrepared);
+    return std::max<std::int64_t>(1, bytes / tiling.split_bytes);
+  }
+  std::int64_t prepared(std::int64_t groups, std::int64_t rows) const {
+    return prepared_splits(groups, rows) * tiling.split_bytes;
   }
   /// Keys and values of a window that every group of a chunk needs.
   std::int64_t key_bytes(std::int64_t groups) const { return groups * (k_pitch() + v_pitch()); }
@@ -107,7 +119,7 @@ struct Layout {
     const std::int64_t n = states(groups, rows), p = partial_rows(rows);
     const std::int64_t copies = shared_memory ? 1 : 2;  // on the host's side and on the device's
     return copies * (q(n) + kFrames * (window(groups, rows) + mask(groups, rows))) + o(n) +
-           2 * ml(n) + o(p) + ml(p) + 2 * piece(n) + flags(groups, rows);
+           2 * ml(n) + o(p) + ml(p) + 2 * piece(n) + flags(groups, rows) + prepared(groups, rows);
   }
 };
 

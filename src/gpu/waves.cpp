@@ -43,6 +43,10 @@ Waves cut_chunk(const Work& work) {
     step.num_splits =
         std::min({work.splits, work.partials / (work.indices * step.num_groups), kMostGroups});
   }
+  if (work.prepared > 0) {
+    step.num_groups = std::min(step.num_groups, work.prepared);
+    step.num_splits = std::min(step.num_splits, work.prepared / step.num_groups);
+  }
   return {direct, cut(work, step)};
 }
 

@@ -90,6 +90,7 @@ std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& t
     setenv("KEYFOLD_CUDA_KERNEL", name.c_str(), 1);
     const Shapes shapes(problem, traits);
     for (const bool partial : {false, true}) all.push_back(shapes.main(partial));
+    if (shapes.prepare()) all.push_back(*shapes.prepare());
     if (shapes.careful()) all.push_back(*shapes.careful());
     all.push_back(shapes.merge());
     all.push_back(shapes.fold_partials({.num_splits = 1}));

@@ -59,6 +59,24 @@ TEST(Waves, CoverTheWorkWithinTheLimits) {
           }
 }
 
+TEST(Waves, HoldWhatIsPrepared) {
+  for (const std::int64_t groups : {1, 5, 300})
+    for (const std::int64_t splits : {1, 7, 2'000})
+      for (const std::int64_t prepared : {1, 64, 1'000}) {
+        const Work work{.groups = groups,
+                        .indices = 4'000,
+                        .splits = splits,
+                        .tile_rows = 128,
+                        .max_groups = 65'535,
+                        .prepared = prepared,
+                        .folds = true};
+        const Waves cut = cut_chunk(work);
+        EXPECT_TRUE(cut.direct);
+        expect_covered(work, cut.waves);
+        for (const Wave& w : cut.waves) EXPECT_LE(w.num_groups * w.num_splits, prepared);
+      }
+}
+
 TEST(Waves, MergesCoverTheStates) {
   for (const std::int64_t groups : {1, 3, 70'000})
     for (const std::int64_t indices : {1, 65'536, 9'000'000}) {

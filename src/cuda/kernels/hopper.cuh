@@ -62,6 +62,14 @@ KEYFOLD_INLINE void copy_4d(u32 to, const TensorMap& map, u32 barrier, int x, in
       "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 }
+// `bytes`: a multiple of 16, as are the addresses.
+KEYFOLD_INLINE void copy_bytes(u32 to, u64 from, u32 bytes, u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
 // Shared memory written by threads is to be read by products.
 KEYFOLD_INLINE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -117,7 +125,8 @@ KEYFOLD_INLINE void hold(u32 (&d)[n]) {
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define KEYFOLD_OUT16(i) KEYFOLD_OUT8(i), KEYFOLD_OUT8(i + 8)
-#define KEYFOLD_OUTS32 KEYFOLD_OUT16(0), KEYFOLD_OUT16(16)
+#define KEYFOLD_OUTS16 KEYFOLD_OUT16(0)
+#define KEYFOLD_OUTS32 KEYFOLD_OUTS16, KEYFOLD_OUT16(16)
 #define KEYFOLD_OUTS48 KEYFOLD_OUTS32, KEYFOLD_OUT16(32)
 #define KEYFOLD_OUTS64 KEYFOLD_OUTS48, KEYFOLD_OUT16(48)
 #define KEYFOLD_OUTS80 KEYFOLD_OUTS64, KEYFOLD_OUT16(64)
@@ -127,27 +136,29 @@ KEYFOLD_INLINE void hold(u32 (&d)[n]) {
 // d[64 x N] (+)= a * b.
 template <int N>
 struct Product;
-#define KEYFOLD_PRODUCT(N, REGS, I0, I1, I2, I3, I4, I5)                                           \
-  template <>                                                                                      \
-  struct Product<N> {                                                                              \
-    /* a and b from shared memory, b transposed as it lies; `add`: else d begins at 0 */           \
-    static KEYFOLD_INLINE void of(float (&d)[REGS], u64 a, u64 b, int add) {                       \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " I2                                          \
-                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." KEYFOLD_TYPE            \
-                   "." KEYFOLD_TYPE " {" KEYFOLD_NAMES##REGS "}, " I0 ", " I1                      \
-                                                             ", p, 1, 1, 0, 0;\n}"                 \
-                   : KEYFOLD_OUTS##REGS                                                            \
-                   : "l"(a), "l"(b), "r"(add));                                                    \
-    }                                                                                              \
-    /* a from registers */                                                                         \
-    static KEYFOLD_INLINE void add(float (&d)[REGS], const u32* a, u64 b) {                        \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." KEYFOLD_TYPE "." KEYFOLD_TYPE \
-                   " {" KEYFOLD_NAMES##REGS "}, {" I0 "," I1 "," I2 "," I3 "}, " I4                \
-                                            ", 1, 1, 1, 1;\n"                                      \
-                   : KEYFOLD_OUTS##REGS                                                            \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                          \
-    }                                                                                              \
+#define KEYFOLD_PRODUCT(N, REGS, I0, I1, I2, I3, I4, I5)                                    \
+  template <>                                                                               \
+  struct Product<N> {                                                                       \
+    /* a and b from shared memory, b transposed as it lies; `add`: else d begins at 0 */    \
+    static KEYFOLD_INLINE void of(float (&d)[REGS], u64 a, u64 b, int add) {                \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " I2                                   \
+                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." KEYFOLD_TYPE     \
+                   "." KEYFOLD_TYPE " {" KEYFOLD_NAMES##REGS "}, " I0 ", " I1               \
+                                                             ", p, 1, 1, 0, 0;\n}"          \
+                   : KEYFOLD_OUTS##REGS                                                     \
+                   : "l"(a), "l"(b), "r"(add));                                             \
+    }                                                                                       \
+    /* a from registers */                                                                  \
+    static KEYFOLD_INLINE void add(float (&d)[REGS], const u32* a, u64 b, int add = 1) {    \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " I5                                   \
+                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." KEYFOLD_TYPE     \
+                   "." KEYFOLD_TYPE " {" KEYFOLD_NAMES##REGS "}, {" I0 "," I1 "," I2 "," I3 \
+                                                             "}, " I4 ", p, 1, 1, 1;\n}"    \
+                   : KEYFOLD_OUTS##REGS                                                     \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));         \
+    }                                                                                       \
   };
+KEYFOLD_PRODUCT(32, 16, "%16", "%17", "%18", "%19", "%20", "%21")
 KEYFOLD_PRODUCT(64, 32, "%32", "%33", "%34", "%35", "%36", "%37")
 KEYFOLD_PRODUCT(128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
 KEYFOLD_PRODUCT(192, 96, "%96", "%97", "%98", "%99", "%100", "%101")
