@@ -7,9 +7,13 @@
 #include "attend.cu.hpp"
 #include "common.cuh.hpp"
 #include "decode.cu.hpp"
+#include "fold.cuh.hpp"
 #include "hopper.cuh.hpp"
 #include "merge.cu.hpp"
+#include "mma.cu.hpp"
+#include "mma.cuh.hpp"
 #include "params.cuh.hpp"
+#include "tensors.cu.hpp"
 #include "wgmma.cu.hpp"
 
 namespace keyfold::cuda {
@@ -18,6 +22,8 @@ SourceFile kernel_source(const std::string& file) {
   for (const SourceFile& source : {SourceFile{"attend.cu", kernels::attend_cu},
                                    {"decode.cu", kernels::decode_cu},
                                    {"merge.cu", kernels::merge_cu},
+                                   {"mma.cu", kernels::mma_cu},
+                                   {"tensors.cu", kernels::tensors_cu},
                                    {"wgmma.cu", kernels::wgmma_cu}}) {
     if (file == source.name) return source;
   }
@@ -26,7 +32,9 @@ SourceFile kernel_source(const std::string& file) {
 
 const std::vector<SourceFile>& kernel_headers() {
   static const auto& all = *new std::vector<SourceFile>{{"common.cuh", kernels::common_cuh},
+                                                        {"fold.cuh", kernels::fold_cuh},
                                                         {"hopper.cuh", kernels::hopper_cuh},
+                                                        {"mma.cuh", kernels::mma_cuh},
                                                         {"params.cuh", kernels::params_cuh}};
   return all;
 }

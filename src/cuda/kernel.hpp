@@ -31,7 +31,7 @@ struct KernelSpec {
   bool jobs = false;
 };
 
-/// kernels/wgmma.cu has its twin.
+/// kernels/wgmma.cu and fold.cuh have its twins.
 struct Jobs {
   std::uint64_t redo = 0;  ///< address of the flags
   std::uint32_t groups = 0, tiles = 0;

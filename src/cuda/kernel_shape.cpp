@@ -86,6 +86,48 @@ std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_
   return s;
 }
 
+std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
+                                  std::uint32_t max_shared_bytes) {
+  const bool single = query.dtype == DType::kFloat32;
+  const std::uint32_t element = single ? 4 : 2;
+  const auto head = static_cast<std::uint32_t>(query.head_dim);
+  const auto value = static_cast<std::uint32_t>(query.value_dim);
+  const std::uint32_t widest = std::max(head, value);
+  // Accumulators of scores and of outputs have to stay in registers together.
+  MmaShape s;
+  if (widest <= 128) {
+    s = {.blocks = single ? 1u : 2u, .row_warps = 4, .column_warps = 1, .keys = single ? 32u : 64u};
+  } else if (widest <= 256) {
+    s = {.blocks = 1, .row_warps = 8, .column_warps = 1, .keys = single ? 16u : 64u};
+    if (single && widest <= 192) s.keys = 32;
+  } else if (widest <= 512) {
+    s = {.blocks = 1,
+         .row_warps = single ? 2u : 4u,
+         .column_warps = single ? 4u : 2u,
+         .keys = single ? 16u : 32u};
+  } else {
+    s = {.blocks = 1, .row_warps = single ? 2u : 4u, .column_warps = 3, .keys = 16};
+  }
+  // Rows of tiles are whole lines of 128 bytes, and so are the parts of several column warps.
+  const auto row_bytes = [&](std::uint32_t dim) {
+    return ceil_div(ceil_div(dim, s.column_warps) * element, 128) * s.column_warps * 128;
+  };
+  const std::uint32_t key_bytes = row_bytes(head) + row_bytes(value);
+  const std::uint32_t part_bytes = s.column_warps > 1 ? s.column_warps * s.keys * 4 : 0;
+  const std::uint32_t q_bytes = row_bytes(head) + part_bytes + (masked ? 16 : 8);
+  for (; s.row_warps > 0; s.row_warps /= 2) {
+    for (s.stages = 2; s.stages > 0; --s.stages) {
+      s.shared_bytes = s.rows() * q_bytes + s.stages * s.keys * key_bytes;
+      if (s.shared_bytes > max_shared_bytes) continue;
+      constexpr std::uint32_t kOfBlock = 1 << 10;  // that the system takes
+      s.resident = std::min(std::max(1u, 256 / s.threads()),
+                            (max_shared_bytes + kOfBlock) / (s.shared_bytes + kOfBlock));
+      return s;
+    }
+  }
+  return std::nullopt;
+}
+
 DecodeShape decode_shape(const ShapeQuery& query) {
   const Dims dims(query);
   DecodeShape s;

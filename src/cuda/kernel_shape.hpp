@@ -57,6 +57,24 @@ struct WgmmaShape {
   std::uint32_t partial_len = 0;
 };
 
+/// kernels/mma.cu. A block has `row_warps` x `column_warps` warps of `blocks` of 16 rows. Results
+/// depend on `keys` and the column warps, which only the dtype and the dims decide; how much of a
+/// tile fits into shared memory decides the rest.
+struct MmaShape {
+  std::uint32_t blocks = 0;
+  std::uint32_t row_warps = 0;
+  std::uint32_t column_warps = 0;  ///< parts of the output's columns
+  std::uint32_t keys = 0;          ///< of a tile
+  std::uint32_t stages = 0;        ///< tiles of keys in shared memory
+  std::uint32_t resident = 0;      ///< blocks that share a multiprocessor
+  std::uint32_t shared_bytes = 0;
+
+  std::uint32_t threads() const { return kWarp * row_warps * column_warps; }
+  std::uint32_t rows() const { return 16 * blocks * row_warps; }
+  /// Where chunks may end, and sums of weights are closed.
+  std::uint32_t split_len() const { return 8 * keys; }
+};
+
 /// kernels/decode.cu. `row_limit` is the most rows of a block; fewer give the same bits.
 struct DecodeShape {
   std::uint32_t warps = 0;
@@ -80,6 +98,9 @@ struct MergeShape {
 /// For `num_rows` rows of a group. nullopt for float32, and where registers or shared memory are
 /// too few.
 std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows);
+/// nullopt where `max_shared_bytes`, of a block, do not suffice. `masked`: rows have masks.
+std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
+                                  std::uint32_t max_shared_bytes);
 AttendShape attend_shape(const ShapeQuery& query);
 DecodeShape decode_shape(const ShapeQuery& query);
 /// `many`: splits of a few rows, rather than few splits of many.

@@ -19,9 +19,9 @@ Keys::Keys(std::shared_ptr<Device> device, const gpu::Layout& layout, const core
   }
 }
 
-void Keys::place(const ChunkBox& box, const core::KeySource& source, gpu::Params& params) {
+void Keys::place(const ChunkBox& box, const core::KeySource& source, CUstream copies,
+                 gpu::Params& params) {
   if (source.on_device()) {
-    fresh_ = false;
     const auto address = [&](const core::DevicePlace& place) {
       return static_cast<const CudaMemory*>(place.memory)->address() +
              static_cast<gpu::Address>(place.offset);
@@ -29,22 +29,20 @@ void Keys::place(const ChunkBox& box, const core::KeySource& source, gpu::Params
     gpu::point_at_tensors(box, source, address(source.k_device), address(source.v_device), params);
     return;
   }
-  fresh_ = !gpu::same_keys(windows_[current_].box, box);
-  if (fresh_) current_ = (current_ + 1) % windows_.size();
-  Window& window = windows_[current_];
-  if (fresh_) {
+  if (!gpu::same_keys(windows_[current_].box, box)) {
+    current_ = (current_ + 1) % windows_.size();
+    Window& window = windows_[current_];
     window.box = {};  // until it is whole
-    window.bytes = gpu::copy_keys(layout_, box, source, window.upload->host);
+    gpu::copy_keys(layout_, box, source, window.upload->host,
+                   [&](std::int64_t offset, std::int64_t bytes) {
+                     device_->driver().memcpy_htod_async(
+                         window.keys->address + static_cast<gpu::Address>(offset),
+                         static_cast<const void*>(window.upload->host + offset),
+                         static_cast<std::size_t>(bytes), copies);
+                   });
     window.box = box;
   }
-  gpu::point_at_window(layout_, box, window.keys->address, params);
-}
-
-void Keys::copy(CUstream stream) const {
-  const Window& window = windows_[current_];
-  device_->driver().memcpy_htod_async(window.keys->address,
-                                      static_cast<const void*>(window.upload->host),
-                                      static_cast<std::size_t>(window.bytes), stream);
+  gpu::point_at_window(layout_, box, windows_[current_].keys->address, params);
 }
 
 }  // namespace keyfold::cuda

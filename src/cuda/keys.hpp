@@ -17,24 +17,20 @@ class Keys {
   Keys(std::shared_ptr<Device> device, const gpu::Layout& layout, const core::Block& block);
 
   /// Fills in where the chunk's keys are: on the device already, or in a window, to which they are
-  /// copied first unless the last chunk had the same. One chunk may be in flight.
-  void place(const ChunkBox& box, const core::KeySource& source, gpu::Params& params);
-  /// Whether the last place() filled a window, which copy() then brings to the device.
-  bool fresh() const { return fresh_; }
-  void copy(CUstream stream) const;
+  /// brought by `copies` unless the last chunk had the same. One chunk may be in flight.
+  void place(const ChunkBox& box, const core::KeySource& source, CUstream copies,
+             gpu::Params& params);
 
  private:
   struct Window {
     BufferLease upload, keys;
     ChunkBox box{0, 0, 0, 0, 0, 0};  // of what it holds
-    std::int64_t bytes = 0;
   };
 
   std::shared_ptr<Device> device_;
   const gpu::Layout& layout_;
   std::array<Window, gpu::kFrames> windows_;
   std::size_t current_ = 0;
-  bool fresh_ = false;
 };
 
 }  // namespace keyfold::cuda

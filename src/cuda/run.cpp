@@ -7,12 +7,11 @@
 #include <utility>
 
 #include "cuda/errors.hpp"
+#include "cuda/tensors.hpp"
 #include "gpu/waves.hpp"
 
 namespace keyfold::cuda {
 namespace {
-
-constexpr std::int64_t kMaxGridZ = 65535;
 
 std::size_t usize(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
 
@@ -24,7 +23,9 @@ CudaRun::OnDevice::OnDevice(std::shared_ptr<Device> made, const gpu::Layout& lay
   const std::int64_t groups = block.group_end - block.group_begin;
   const std::int64_t rows = block.row_end - block.row_begin;
   const std::int64_t states = layout.states(groups, rows), partials = layout.partial_rows(rows);
-  start = {device, Use::kPinned, layout.q(states) + layout.ml(states)};
+  const auto sinks_bytes = static_cast<std::int64_t>(layout.problem.sinks.size() * sizeof(float));
+  start = {device, Use::kPinned, layout.q(states) + layout.ml(states) + sinks_bytes};
+  if (sinks_bytes > 0) sinks = {device, Use::kDevice, sinks_bytes};
   q = {device, Use::kDevice, layout.q(states)};
   state = {device, Use::kDevice, layout.state(states)};
   if (partials > 0) {
@@ -45,6 +46,16 @@ CudaRun::OnDevice::OnDevice(std::shared_ptr<Device> made, const gpu::Layout& lay
   }
 }
 
+RunMemory CudaRun::OnDevice::memory() const {
+  RunMemory memory{.q = q->address, .state = state->address};
+  if (partial_o) {
+    memory.partial_o = partial_o->address;
+    memory.partial_ml = partial_ml->address;
+  }
+  if (flags) memory.flags = flags->address;
+  return memory;
+}
+
 template <class Body>
 decltype(auto) CudaRun::guarded(const Body& body) {
   return guard_run(gpu_, *on_->device, body);
@@ -63,6 +74,7 @@ CudaRun::CudaRun(Gpu& gpu, const core::Problem& problem, const core::Block& bloc
       gpu::write_queries(layout_, block_, on_->start->host);
       gpu::write_empty(states(), on_->start->host + layout_.q(states()));
     });
+    launcher_.emplace(*on_->device, block_, shapes_, layout_, on_->memory());
     begin_state();
   });
 }
@@ -70,92 +82,38 @@ CudaRun::CudaRun(Gpu& gpu, const core::Problem& problem, const core::Block& bloc
 void CudaRun::begin_state() {
   const Driver& driver = on_->device->driver();
   const std::int64_t q = layout_.q(states()), o = layout_.o(states()), ml = layout_.ml(states());
+  const std::size_t sinks = problem_.sinks.size() * sizeof(float);
+  if (sinks > 0) std::memcpy(on_->start->host + q + ml, problem_.sinks.data(), sinks);
   on_->stream.submit([&](CUstream stream) {
     driver.memcpy_htod_async(on_->q->address, static_cast<const void*>(on_->start->host), usize(q),
                              stream);
     driver.memset_d8_async(on_->state->address, static_cast<unsigned char>(0), usize(o), stream);
     driver.memcpy_htod_async(on_->state->address + usize(o),
                              static_cast<const void*>(on_->start->host + q), usize(ml), stream);
+    if (sinks > 0) {
+      driver.memcpy_htod_async(on_->sinks->address,
+                               static_cast<const void*>(on_->start->host + q + ml), sinks, stream);
+    }
   });
   on_->stream.wait();
-}
-
-gpu::Params CudaRun::describe(const ChunkBox& box, const OnDevice::Frame& frame) const {
-  gpu::Params p = gpu::describe(layout_, block_, box);
-  p.q = on_->q->address;
-  p.o = on_->state->address;
-  p.ml = p.o + static_cast<gpu::Address>(layout_.o(states()));
-  if (on_->partial_o) {
-    p.partial_o = on_->partial_o->address;
-    p.partial_ml = on_->partial_ml->address;
-  }
-  p.batches = frame.batches->address;
-  return p;
-}
-
-CudaRun::Launch CudaRun::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
-                                   const gpu::Params& params) const {
-  Launch launch{on_->device->modules().get(spec), grid, spec.threads, spec.shared_bytes, params};
-  if (spec.tiles) {
-    launch.maps = encode_tensor_maps(on_->device->driver(), problem_, *spec.tiles,
-                                     block_.group_end - block_.group_begin, params);
-  }
-  if (spec.jobs) {
-    launch.jobs = {
-        on_->flags->address, static_cast<std::uint32_t>(wave.num_groups),
-        static_cast<std::uint32_t>(gpu::ceil_div(wave.num_indices, layout_.tiling.tile_rows))};
-  }
-  return launch;
-}
-
-std::vector<CudaRun::Launch> CudaRun::plan_launches(const ChunkBox& box,
-                                                    const gpu::Params& chunk) const {
-  const gpu::Waves cut = gpu::cut_chunk(gpu::work_of(layout_, block_, box, chunk, kMaxGridZ));
-  const bool partial = !cut.direct;
-  const KernelSpec main = shapes_.main(partial), merge = shapes_.merge();
-  const std::optional<KernelSpec> careful = shapes_.careful();
-  std::vector<Launch> launches;
-  for (const gpu::Wave& wave : cut.waves) {
-    const gpu::Params params = gpu::part_of(chunk, wave);
-    const Grid grid = shapes_.main_grid(wave, partial);
-    launches.push_back(launch_of(main, grid, wave, params));
-    if (careful) launches.push_back(launch_of(*careful, grid, wave, params));
-    if (partial) launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, params));
-  }
-  return launches;
-}
-
-void CudaRun::run_launches(CUstream stream, const std::vector<Launch>& launches) const {
-  for (const Launch& launch : launches) {
-    // The driver only reads them.
-    std::array<void*, 5> arguments{const_cast<gpu::Params*>(&launch.params)};
-    if (launch.maps) {
-      for (std::size_t i = 0; i < 3; ++i)
-        arguments[1 + i] = const_cast<CUtensorMap*>(&(*launch.maps)[i]);
-    }
-    if (launch.jobs) arguments[4] = const_cast<Jobs*>(&*launch.jobs);
-    on_->device->driver().launch_kernel(launch.function, launch.grid.x, launch.grid.y,
-                                        launch.grid.z, launch.threads, 1u, 1u, launch.shared_bytes,
-                                        stream, arguments.data(), nullptr);
-  }
 }
 
 void CudaRun::submit(const core::Chunk& chunk, const core::KeySource& source) {
   guarded([&] {
     const Driver& driver = on_->device->driver();
     const OnDevice::Frame& frame = next_frame();
-    gpu::Params params = describe(chunk.box, frame);
+    gpu::Params params = launcher_->describe(chunk.box, frame.batches->address);
     std::int64_t mask_bytes = 0;
     arena_.execute([&] {
-      on_->keys.place(chunk.box, source, params);
+      on_->keys.place(chunk.box, source, on_->stream.copies(), params);
       if (!problem_.mask) return;
       mask_bytes = gpu::copy_mask(layout_, block_, chunk.box, frame.mask_upload->host, params);
       params.mask += frame.mask->address;
     });
     gpu::write_batches(layout_, block_, chunk.box, frame.batches_upload->host);
-    const std::vector<Launch> launches = plan_launches(chunk.box, params);
+    const std::vector<Launch> launches = launcher_->plan(chunk.box, params);
     on_->stream.submit(
-        [&](CUstream stream) { run_launches(stream, launches); },
+        [&](CUstream stream) { launcher_->run(stream, launches); },
         [&](CUstream stream) {
           driver.memcpy_htod_async(frame.batches->address,
                                    static_cast<const void*>(frame.batches_upload->host),
@@ -165,7 +123,6 @@ void CudaRun::submit(const core::Chunk& chunk, const core::KeySource& source) {
                                      static_cast<const void*>(frame.mask_upload->host),
                                      usize(mask_bytes), stream);
           }
-          if (on_->keys.fresh()) on_->keys.copy(stream);
         });
   });
 }
@@ -207,34 +164,51 @@ gpu::HostState CudaRun::download() {
 void CudaRun::merge(core::Run& other) {
   const auto& from = dynamic_cast<const CudaRun&>(other);
   guarded([&] {
-    // The other's states are the partials of one split.
     const ChunkBox all{
         block_.group_begin, block_.group_end, block_.row_begin, block_.row_end, 0, 0};
-    const gpu::Params whole = describe(all, next_frame());
-    const gpu::Address other_o = from.on_->state->address;
-    const gpu::Address other_ml = other_o + static_cast<gpu::Address>(layout_.o(states()));
-    const KernelSpec merge = shapes_.merge();
-    std::vector<Launch> launches;
-    for (const gpu::Wave& wave : gpu::cut_merge({.groups = all.group_end - all.group_begin,
-                                 .indices = whole.index_end,
-                                 .splits = 1,
-                                 .tile_rows = shapes_.merge_rows(),
-                                 .max_groups = kMaxGridZ})) {
-      gpu::Params p = gpu::part_of(whole, wave);
-      const std::int64_t first = wave.group * std::int64_t{whole.index_end} + wave.index;
-      p.partial_o = other_o + static_cast<gpu::Address>(layout_.o(first));
-      p.partial_ml = other_ml + static_cast<gpu::Address>(layout_.ml(first));
-      launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, p));
-    }
-    on_->stream.submit([&](CUstream stream) { run_launches(stream, launches); });
+    const gpu::Params whole = launcher_->describe(all, next_frame().batches->address);
+    const std::vector<Launch> launches = launcher_->plan_merge(from.on_->state->address, whole);
+    on_->stream.submit([&](CUstream stream) { launcher_->run(stream, launches); });
     on_->stream.wait();
   });
 }
 
+void CudaRun::finish_state() {
+  // As for tensors on the device, so that results have the same bits; but where the state is.
+  const std::int64_t heads = problem_.group_size(), width = layout_.padded_value_dim();
+  const std::int64_t indices = (block_.row_end - block_.row_begin) * heads;
+  const std::int64_t kv_heads = problem_.shape.num_kv_heads;
+  const gpu::Address o = on_->state->address;
+  const gpu::Address ml = o + static_cast<gpu::Address>(layout_.o(states()));
+  const auto rows = [&](gpu::Address at, std::int64_t pitch) {
+    return Rows{.at = at - static_cast<gpu::Address>(block_.group_begin * indices * pitch),
+                .batch = kv_heads * indices * pitch,
+                .group = indices * pitch,
+                .head = pitch,
+                .row = heads * pitch,
+                .column = 4};
+  };
+  const Finish what{.place = place_of(problem_, block_),
+                    .o = o,
+                    .ml = ml,
+                    .out = rows(o, 4 * width),
+                    .lse = rows(ml, 8),
+                    .sinks = on_->sinks ? on_->sinks->address : 0,
+                    .sink_step = 4,
+                    .sinks_wide = 1,
+                    .out_wide = 1,
+                    .value_dim = static_cast<std::uint32_t>(problem_.shape.value_dim),
+                    .padded_value_dim = static_cast<std::uint32_t>(width)};
+  const TensorKernels tensors(*on_->device, problem_);
+  on_->stream.submit([&](CUstream stream) { tensors.finish(stream, what); });
+  on_->stream.wait();
+}
+
 void CudaRun::finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) {
   guarded([&] {
+    finish_state();
     const gpu::HostState state = download();
-    arena_.execute([&] { gpu::write_rows(problem_, block_, state, out, lse); });
+    arena_.execute([&] { gpu::write_rows(problem_, block_, state, out, lse, true); });
   });
 }
 

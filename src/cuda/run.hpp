@@ -6,18 +6,16 @@
 #include <array>
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "core/backend.hpp"
 #include "cuda/gpu.hpp"
 #include "cuda/keys.hpp"
+#include "cuda/launcher.hpp"
 #include "cuda/shapes.hpp"
 #include "cuda/stream.hpp"
-#include "cuda/tensor_map.hpp"
 #include "gpu/chunk.hpp"
 #include "gpu/finish.hpp"
 #include "gpu/layout.hpp"
-#include "gpu/params.hpp"
 
 namespace keyfold::cuda {
 
@@ -34,10 +32,11 @@ class CudaRun : public core::Run {
   /// What the device holds for the run.
   struct OnDevice {
     OnDevice(std::shared_ptr<Device> device, const gpu::Layout& layout, const core::Block& block);
+    RunMemory memory() const;
 
     std::shared_ptr<Device> device;
-    BufferLease start;  // q, then ml, as the run begins
-    BufferLease q, state, partial_o, partial_ml, flags;
+    BufferLease start;  // q, ml, sinks, as the run begins
+    BufferLease q, state, partial_o, partial_ml, flags, sinks;
     BufferLease transfer;  // a piece of the state on its way to the host
     Keys keys;
     struct Frame {
@@ -47,22 +46,9 @@ class CudaRun : public core::Run {
     std::array<Frame, gpu::kFrames> frames;
     Stream stream;  // last: it waits before the buffers go
   };
-  struct Launch {
-    CUfunction function = nullptr;
-    Grid grid;
-    std::uint32_t threads = 0, shared_bytes = 0;
-    gpu::Params params;
-    std::optional<TensorMaps> maps = {};
-    std::optional<Jobs> jobs = {};
-  };
-
   void begin_state();
+  void finish_state();
   OnDevice::Frame& next_frame() { return on_->frames[on_->stream.submitted() % gpu::kFrames]; }
-  gpu::Params describe(const ChunkBox& box, const OnDevice::Frame& frame) const;
-  Launch launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
-                   const gpu::Params& params) const;
-  std::vector<Launch> plan_launches(const ChunkBox& box, const gpu::Params& chunk) const;
-  void run_launches(CUstream stream, const std::vector<Launch>& launches) const;
   gpu::HostState download();
   std::int64_t states() const { return gpu::states_of(layout_, block_); }
   template <class Body>
@@ -75,6 +61,7 @@ class CudaRun : public core::Run {
   gpu::Layout layout_;
   tbb::task_arena arena_;
   std::unique_ptr<OnDevice> on_;
+  std::optional<Launcher> launcher_;  // once that is there
 };
 
 }  // namespace keyfold::cuda

@@ -17,8 +17,11 @@ std::uint32_t u32(std::int64_t value) { return static_cast<std::uint32_t>(value)
 }  // namespace
 
 std::vector<std::string> kernel_names(const Traits& traits) {
-  if (traits.capability == 90) return {"wgmma", "scalar"};
-  return {"scalar"};
+  std::vector<std::string> names;
+  if (traits.capability == 90) names.emplace_back("wgmma");
+  if (traits.capability >= 80) names.emplace_back("mma");
+  names.emplace_back("scalar");
+  return names;
 }
 
 std::string selected_kernel(const Traits& traits) {
@@ -37,12 +40,13 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
                .decode = true};
     return;
   }
-  if (selected_kernel(traits) == "wgmma") {
+  const std::string selected = selected_kernel(traits);
+  if (selected == "wgmma") {
     wgmma_ = wgmma_shape(query, shape.q_len * problem.group_size());
   }
   if (wgmma_) {
     name_ = "wgmma";
-    multiprocessors_ = u32(traits.multiprocessors);
+    device_blocks_ = u32(traits.multiprocessors);
     flops_per_second_ = 4e14;
     const bool partial = wgmma_->partial_len != 0;
     merge_ = merge_shape(query, partial);
@@ -51,6 +55,19 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
                .decode = partial,
                .folds = !partial,
                .flag_rows = 64};
+    return;
+  }
+  if (selected != "scalar") {
+    mma_ = mma_shape(query, problem.mask.has_value(), traits.max_shared_bytes);
+  }
+  if (mma_) {
+    name_ = "mma";
+    device_blocks_ = mma_->resident * u32(traits.multiprocessors);
+    flops_per_second_ = shape.dtype == DType::kFloat32 ? 2e13 : 1e14;
+    tiling_ = {.split_len = mma_->split_len(),
+               .tile_rows = mma_->rows(),
+               .folds = true,
+               .flag_rows = mma_->rows()};
     return;
   }
   attend_ = attend_shape(query);
@@ -77,29 +94,51 @@ KernelSpec Shapes::spec(const std::string& name, std::uint32_t threads,
           .shared_bytes = shared_bytes};
 }
 
-KernelSpec Shapes::wgmma(bool careful) const {
-  KernelSpec kernel = spec("wgmma", wgmma_->threads(), wgmma_->shared_bytes);
-  const bool finished = gpu::finishes_scores(problem_);
-  for (std::string& option :
-       std::vector{define("WARPGROUPS", wgmma_->warpgroups), define("KEYS", wgmma_->keys),
-                   define("PART_PANELS", wgmma_->part_panels),
-                   define("PART_KEYS", wgmma_->part_keys), define("SLOTS", wgmma_->slots),
-                   define("WEIGHINGS", wgmma_->weighings), define("PARTIAL", tiling_.folds ? 0 : 1),
-                   define("FINISHED", finished ? 1 : 0), define("CAREFUL", careful ? 1 : 0)}) {
-    kernel.options.push_back(std::move(option));
-  }
-  kernel.tiles = {.q_rows = 64, .k_rows = wgmma_->keys, .v_rows = wgmma_->part_keys, .columns = 64};
+KernelSpec Shapes::folding(const std::string& name, std::uint32_t threads,
+                           std::uint32_t shared_bytes, std::uint32_t keys, bool careful) const {
+  KernelSpec kernel = spec(name, threads, shared_bytes);
+  kernel.options.push_back(define("KEYS", keys));
+  kernel.options.push_back(define("FINISHED", gpu::finishes_scores(problem_) ? 1 : 0));
+  kernel.options.push_back(define("CAREFUL", careful ? 1 : 0));
   kernel.jobs = true;
   return kernel;
 }
 
+KernelSpec Shapes::wgmma(bool careful) const {
+  KernelSpec kernel =
+      folding("wgmma", wgmma_->threads(), wgmma_->shared_bytes, wgmma_->keys, careful);
+  for (std::string& option : std::vector{
+           define("WARPGROUPS", wgmma_->warpgroups), define("PART_PANELS", wgmma_->part_panels),
+           define("PART_KEYS", wgmma_->part_keys), define("SLOTS", wgmma_->slots),
+           define("WEIGHINGS", wgmma_->weighings),
+           define("PARTIAL", wgmma_->partial_len != 0 ? 1 : 0)}) {
+    kernel.options.push_back(std::move(option));
+  }
+  kernel.tiles = {.q_rows = 64, .k_rows = wgmma_->keys, .v_rows = wgmma_->part_keys, .columns = 64};
+  return kernel;
+}
+
+KernelSpec Shapes::mma(bool careful) const {
+  const MmaShape& s = *mma_;
+  KernelSpec kernel = folding("mma", s.threads(), s.shared_bytes, s.keys, careful);
+  for (std::string& option :
+       std::vector{define("BLOCKS", s.blocks), define("ROW_WARPS", s.row_warps),
+                   define("COLUMN_WARPS", s.column_warps), define("STAGES", s.stages),
+                   define("RESIDENT", s.resident), define("SHARED", s.shared_bytes)}) {
+    kernel.options.push_back(std::move(option));
+  }
+  return kernel;
+}
+
 std::optional<KernelSpec> Shapes::careful() const {
-  if (!wgmma_) return std::nullopt;
-  return wgmma(true);
+  if (wgmma_) return wgmma(true);
+  if (mma_) return mma(true);
+  return std::nullopt;
 }
 
 KernelSpec Shapes::main(bool partial) const {
   if (wgmma_) return wgmma(false);
+  if (mma_) return mma(false);
   if (tiling_.decode) {
     KernelSpec kernel = spec("decode", decode_.threads(), 0);
     for (std::string& option :
@@ -122,10 +161,10 @@ KernelSpec Shapes::main(bool partial) const {
 }
 
 Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
-  if (wgmma_) {
+  if (tiling_.folds || wgmma_) {
     const std::int64_t jobs = wave.num_groups * (partial ? wave.num_splits : 1) *
                               gpu::ceil_div(wave.num_indices, tiling_.tile_rows);
-    return {.x = u32(std::min<std::int64_t>(multiprocessors_, jobs))};
+    return {.x = u32(std::min<std::int64_t>(device_blocks_, jobs))};
   }
   return {u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows)),
           partial ? u32(wave.num_splits) : 1, u32(wave.num_groups)};

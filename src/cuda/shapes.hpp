@@ -14,9 +14,10 @@
 
 namespace keyfold::cuda {
 
-/// The kernels of 16-bit prefill that a device can run, the fastest first.
+/// The kernels of prefill that a device can run, the fastest first. Where one cannot do a problem,
+/// the next does it.
 std::vector<std::string> kernel_names(const Traits& traits);
-/// KEYFOLD_CUDA_KERNEL, else the first of them. Throws InvalidArgument for another.
+/// KEYFOLD_CUDA_KERNEL, else the first of them. Throws InvalidArgument for another name.
 std::string selected_kernel(const Traits& traits);
 
 /// Blocks of a launch.
@@ -38,7 +39,7 @@ class Shapes {
   KernelSpec main(bool partial) const;
   /// Its blocks for a wave.
   Grid main_grid(const gpu::Wave& wave, bool partial) const;
-  /// What has to run behind main(), for the jobs that it has left: see kernels/wgmma.cu.
+  /// What has to run behind main(), for the jobs that it has left: see kernels/fold.cuh.
   std::optional<KernelSpec> careful() const;
 
   KernelSpec merge() const;
@@ -52,14 +53,19 @@ class Shapes {
   /// less.
   KernelSpec spec(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes) const;
 
+  /// With what a kernel of jobs is compiled for besides.
+  KernelSpec folding(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes,
+                     std::uint32_t keys, bool careful) const;
   KernelSpec wgmma(bool careful) const;
+  KernelSpec mma(bool careful) const;
 
   const core::Problem& problem_;
   std::string name_ = "scalar";
   gpu::Tiling tiling_;
   double flops_per_second_ = 1e13;
-  std::uint32_t multiprocessors_ = 1;
+  std::uint32_t device_blocks_ = 1;  ///< of a kernel with jobs, on the whole device
   std::optional<WgmmaShape> wgmma_;
+  std::optional<MmaShape> mma_;
   AttendShape attend_;
   DecodeShape decode_;
   MergeShape merge_;

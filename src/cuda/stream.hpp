@@ -19,6 +19,8 @@ class Stream {
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
+  /// Where copies may be enqueued that the next submission is to wait for.
+  CUstream copies() const { return parts_->copies; }
   using Record = std::function<void(CUstream)>;
   /// Submits the work that `record` enqueues. It begins when that of `copy` is done, which may go
   /// on beside the submissions before; neither that nor waiting counts as its time.

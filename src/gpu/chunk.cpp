@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "core/half.hpp"
 #include "gpu/gather.hpp"
@@ -28,19 +29,21 @@ void write_queries(const Layout& layout, const core::Block& block, std::byte* to
   const core::Problem& problem = layout.problem;
   const std::int64_t heads = problem.group_size(), rows = block.row_end - block.row_begin;
   const std::int64_t kv_heads = problem.shape.num_kv_heads, pitch = layout.k_pitch();
+  std::vector<RowsCopy> copies;
   for (std::int64_t group = block.group_begin; group < block.group_end; ++group) {
     for (std::int64_t head = 0; head < heads; ++head, to += pitch) {
       // The heads of a row stand beside each other.
-      copy_rows({&problem.q,
-                 group / kv_heads,
-                 group % kv_heads * heads + head,
-                 {block.row_begin, block.row_end},
-                 to,
-                 pitch,
-                 heads * pitch});
+      copies.push_back({&problem.q,
+                        group / kv_heads,
+                        group % kv_heads * heads + head,
+                        {block.row_begin, block.row_end},
+                        to,
+                        pitch,
+                        heads * pitch});
     }
     to += (rows - 1) * heads * pitch;
   }
+  copy_rows(copies);
 }
 
 void write_empty(std::int64_t states, std::byte* to) {
@@ -127,12 +130,14 @@ std::int64_t copy_mask(const Layout& layout, const core::Block& block, const Chu
   part.data = core::element(mask, 0, 0, 0, keys.begin);
   part.sizes[3] = keys.size();
   const std::byte* const begin = to;
+  std::vector<RowsCopy> copies;
   for (std::int64_t b = batches.begin; b < batches.end; ++b) {
     for (std::int64_t h = all_heads.begin; h < all_heads.end; ++h) {
-      copy_rows({&part, b, h, rows, to, pitch, pitch});
+      copies.push_back({&part, b, h, rows, to, pitch, pitch});
       to += rows.size() * pitch;
     }
   }
+  copy_rows(copies);
   const auto step = [&](std::size_t axis, std::int64_t bytes) {
     return mask.strides[axis] == 0 ? 0 : bytes;
   };

@@ -1,9 +1,11 @@
 // Strided rows to dense rows.
 #include "gpu/gather.hpp"
 
-#include <tbb/parallel_for.h>
+#include <tbb/parallel_for_each.h>
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "core/half.hpp"
 
@@ -40,14 +42,25 @@ void copy_range(const RowsCopy& c, core::KeyRange rows) {
 
 }  // namespace
 
-void copy_rows(const RowsCopy& c) {
-  const std::int64_t task = std::max<std::int64_t>(1, kTaskBytes / c.width);
-  if (c.rows.size() <= task) return copy_range(c, c.rows);
-  const std::int64_t tasks = (c.rows.size() + task - 1) / task;
-  tbb::parallel_for(std::int64_t{0}, tasks, [&](std::int64_t i) {
-    const std::int64_t begin = c.rows.begin + i * task;
-    copy_range(c, {begin, std::min(c.rows.end, begin + task)});
-  });
+void copy_rows(std::span<const RowsCopy> copies) {
+  struct Task {
+    const RowsCopy* copy;
+    core::KeyRange rows;
+  };
+  std::vector<Task> tasks;
+  std::int64_t bytes = 0;
+  for (const RowsCopy& c : copies) {
+    const std::int64_t step = std::max<std::int64_t>(1, kTaskBytes / c.width);
+    for (std::int64_t begin = c.rows.begin; begin < c.rows.end; begin += step)
+      tasks.push_back({&c, {begin, std::min(c.rows.end, begin + step)}});
+    bytes += c.rows.size() * c.width;
+  }
+  const auto run = [](const Task& task) { copy_range(*task.copy, task.rows); };
+  if (bytes > kTaskBytes) {
+    tbb::parallel_for_each(tasks.begin(), tasks.end(), run);
+  } else {
+    std::for_each(tasks.begin(), tasks.end(), run);
+  }
 }
 
 }  // namespace keyfold::gpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "core/problem.hpp"
 #include "keyfold/tensor.hpp"
@@ -18,7 +19,7 @@ struct RowsCopy {
   std::int64_t pitch = 0;  ///< bytes from row to row in `to`
 };
 
-/// Copies; a large copy on several threads of the caller's arena.
-void copy_rows(const RowsCopy& copy);
+/// Copies; what is large on several threads of the caller's arena.
+void copy_rows(std::span<const RowsCopy> copies);
 
 }  // namespace keyfold::gpu

@@ -1,0 +1,89 @@
+// Kernels, grids and arguments.
+#include "cuda/launcher.hpp"
+
+#include <array>
+
+#include "gpu/chunk.hpp"
+#include "gpu/waves.hpp"
+
+namespace keyfold::cuda {
+
+gpu::Params Launcher::describe(const ChunkBox& box, gpu::Address batches) const {
+  gpu::Params p = gpu::describe(layout_, block_, box);
+  p.q = memory_.q;
+  p.o = memory_.state;
+  p.ml = p.o + static_cast<gpu::Address>(layout_.o(gpu::states_of(layout_, block_)));
+  p.partial_o = memory_.partial_o;
+  p.partial_ml = memory_.partial_ml;
+  p.batches = batches;
+  return p;
+}
+
+Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
+                           const gpu::Params& params) const {
+  Launch launch{device_.modules().get(spec), grid, spec.threads, spec.shared_bytes, params};
+  if (spec.tiles) {
+    launch.maps = encode_tensor_maps(device_.driver(), layout_.problem, *spec.tiles,
+                                     block_.group_end - block_.group_begin, params);
+  }
+  if (spec.jobs) {
+    launch.jobs = {
+        memory_.flags, static_cast<std::uint32_t>(wave.num_groups),
+        static_cast<std::uint32_t>(gpu::ceil_div(wave.num_indices, layout_.tiling.tile_rows))};
+  }
+  return launch;
+}
+
+std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk) const {
+  const gpu::Waves cut = gpu::cut_chunk(gpu::work_of(layout_, block_, box, chunk, kMaxGridZ));
+  const bool partial = !cut.direct;
+  const KernelSpec main = shapes_.main(partial), merge = shapes_.merge();
+  const std::optional<KernelSpec> careful = shapes_.careful();
+  std::vector<Launch> launches;
+  for (const gpu::Wave& wave : cut.waves) {
+    const gpu::Params params = gpu::part_of(chunk, wave);
+    const Grid grid = shapes_.main_grid(wave, partial);
+    launches.push_back(launch_of(main, grid, wave, params));
+    if (careful) launches.push_back(launch_of(*careful, grid, wave, params));
+    if (partial) launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, params));
+  }
+  return launches;
+}
+
+std::vector<Launch> Launcher::plan_merge(gpu::Address other_state, const gpu::Params& whole) const {
+  // The other's states are the partials of one split.
+  const gpu::Address other_ml =
+      other_state + static_cast<gpu::Address>(layout_.o(gpu::states_of(layout_, block_)));
+  const KernelSpec merge = shapes_.merge();
+  std::vector<Launch> launches;
+  for (const gpu::Wave& wave : gpu::cut_merge({.groups = block_.group_end - block_.group_begin,
+                               .indices = whole.index_end,
+                               .splits = 1,
+                               .tile_rows = shapes_.merge_rows(),
+                               .max_groups = kMaxGridZ})) {
+    gpu::Params p = gpu::part_of(whole, wave);
+    const std::int64_t first = wave.group * std::int64_t{whole.index_end} + wave.index;
+    p.partial_o = other_state + static_cast<gpu::Address>(layout_.o(first));
+    p.partial_ml = other_ml + static_cast<gpu::Address>(layout_.ml(first));
+    launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, p));
+  }
+  return launches;
+}
+
+void Launcher::run(CUstream stream, const std::vector<Launch>& launches) const {
+  for (const Launch& launch : launches) {
+    // The driver only reads them.
+    std::array<void*, 5> arguments{const_cast<gpu::Params*>(&launch.params)};
+    std::size_t count = 1;
+    if (launch.maps) {
+      for (const CUtensorMap& map : *launch.maps)
+        arguments[count++] = const_cast<CUtensorMap*>(&map);
+    }
+    if (launch.jobs) arguments[count++] = const_cast<Jobs*>(&*launch.jobs);
+    device_.driver().launch_kernel(launch.function, launch.grid.x, launch.grid.y, launch.grid.z,
+                                   launch.threads, 1u, 1u, launch.shared_bytes, stream,
+                                   arguments.data(), nullptr);
+  }
+}
+
+}  // namespace keyfold::cuda
