@@ -39,6 +39,14 @@ struct Report {
 ///
 /// k and v may both be in a DeviceBuffer (device_memory.hpp); the call then runs on its backend.
 ///
+/// All tensors (q, k, v, out, mask, sinks, lse) may be on one CUDA device (TensorView::device). No
+/// byte of them passes through the host then, and the call works in the order of
+/// RunOptions::stream: it waits for what is queued there, and what is queued there later finds the
+/// result. It returns when all dispatches but the last are done, so that a call of one dispatch
+/// waits for nothing: its time and what fails in it are not in the Report. out must not overlap an
+/// input, and may hold anything after an error. While the stream is being captured into a CUDA
+/// graph nothing is waited for; dispatches are cut for an estimated speed, and times are estimates.
+///
 /// Accumulates in float32. The bits of the result depend on q, k, v, the options that define the
 /// formula and the kernel (DeviceInfo::kernel), and on nothing in RunOptions, on no other row and
 /// on no other batch entry.

@@ -26,11 +26,12 @@ extern "C" {
  * Tensors: a DLTensor is borrowed, and only its memory must outlive the call: the struct, its shape
  * and its strides are copied. Memory that an options handle names (mask, sinks, lse) must live
  * while calls use that handle; what a state borrows, until it is destroyed. Accepted are: device
- * kDLCPU; lanes 1; kDLFloat with 32 or 16 bits, kDLBfloat with 16, and for masks KEYFOLD_DL_BOOL or
- * kDLUInt with 8 (one byte, 0 = hidden); four axes [batch, heads, len, dim] in any memory order by
- * strides. strides == NULL means compact and row-major, as in DLPack; strides count elements, 0
- * broadcasts, negative ones are refused. byte_offset is added to data; the sum must be aligned to
- * the element. An lse may also have three axes [batch, num_heads, q_len], sinks one [num_heads].
+ * kDLCPU (and kDLCUDAHost); where a function says so, kDLCUDA (and kDLCUDAManaged); lanes 1;
+ * kDLFloat with 32 or 16 bits, kDLBfloat with 16, and for masks KEYFOLD_DL_BOOL or kDLUInt with 8
+ * (one byte, 0 = hidden); four axes [batch, heads, len, dim] in any memory order by strides.
+ * strides == NULL means compact and row-major, as in DLPack; strides count elements, 0 broadcasts,
+ * negative ones are refused. byte_offset is added to data; the sum must be aligned to the element.
+ * An lse may also have three axes [batch, num_heads, q_len], sinks one [num_heads].
  *
  * Threads: functions may be called from any thread at any time. One state or options handle is used
  * by one thread at a time, except that several calls may read the same options handle together.
@@ -142,6 +143,11 @@ KEYFOLD_API keyfold_status keyfold_options_set_sinks(keyfold_options* options,
 KEYFOLD_API keyfold_status keyfold_options_set_kv_lens(keyfold_options* options,
                                                        const int64_t* kv_lens, size_t count);
 
+/** For tensors on a CUDA device, instead of kv_lens: `batch` lengths on that device, borrowed, and
+ * read in the order of the stream; taken as 0 below 0 and as kv_len above it. NULL removes it. */
+KEYFOLD_API keyfold_status keyfold_options_set_device_kv_lens(keyfold_options* options,
+                                                              const int32_t* kv_lens);
+
 /** [batch, num_heads, q_len, 1] or [batch, num_heads, q_len], float32: receives the natural-log
  * logsumexp, sinks included. Not used by a state. NULL removes it. */
 KEYFOLD_API keyfold_status keyfold_options_set_lse(keyfold_options* options, const DLTensor* lse);
@@ -175,6 +181,10 @@ KEYFOLD_API keyfold_status keyfold_options_set_max_scratch_bytes(keyfold_options
 KEYFOLD_API keyfold_status keyfold_options_set_num_threads(keyfold_options* options,
                                                            int num_threads);
 
+/** For tensors on a CUDA device: the stream (a CUstream or cudaStream_t of the device's primary
+ * context) in whose order the call works. Unset, or NULL: the device's default stream. */
+KEYFOLD_API keyfold_status keyfold_options_set_stream(keyfold_options* options, void* stream);
+
 /** Called after each dispatch with `user`, which keyfold only passes on. NULL removes it. */
 KEYFOLD_API keyfold_status keyfold_options_set_progress(keyfold_options* options,
                                                         keyfold_progress_callback callback,
@@ -205,7 +215,14 @@ KEYFOLD_API keyfold_status keyfold_options_set_cancel_token(keyfold_options* opt
  * Scratch does not grow with kv_len; see keyfold_plan_create(). Time is about
  * 2 * (head_dim + value_dim) flops per visible pair of a query row and a key.
  *
- * Every error leaves out and lse untouched. */
+ * All tensors (q, k, v, out, mask, sinks, lse) may be on one CUDA device (kDLCUDA). No byte of them
+ * passes through the host then, and the call works in the order of its stream
+ * (keyfold_options_set_stream()): it waits for what is queued there, and what is queued there later
+ * finds the result. It returns when all dispatches but the last are done, so a call of one dispatch
+ * waits for nothing; its time and what fails in it are not in the report. While the stream is being
+ * captured into a CUDA graph nothing is waited for, and times are estimates.
+ *
+ * Every error leaves out and lse untouched; on a CUDA device they may hold anything then. */
 KEYFOLD_API keyfold_status keyfold_scaled_dot_product_attention(const DLTensor* q,
                                                                 const DLTensor* k,
                                                                 const DLTensor* v,

@@ -20,7 +20,8 @@ namespace keyfold {
 /// its default. A variable that does not parse or is out of range is an InvalidArgument.
 struct RunOptions {
   /// Backend name, as devices() lists it. KEYFOLD_BACKEND; default: the one that
-  /// holds the keys, if they are in a DeviceBuffer, else the first one that can.
+  /// holds the keys, if they are in a DeviceBuffer, else the first one that can (for tensors on a
+  /// CUDA device only that device's).
   std::optional<std::string> backend;
   /// Longest device time of one dispatch in milliseconds, 0.1 to 60000. KEYFOLD_BUDGET_MS; default
   /// 100.
@@ -36,6 +37,9 @@ struct RunOptions {
   std::optional<std::int64_t> max_scratch_bytes;
   /// CPU threads, 1 to 4096. KEYFOLD_NUM_THREADS; default: all that the process may use.
   std::optional<int> num_threads;
+  /// For tensors on a CUDA device: the stream (a CUstream or cudaStream_t of the device's primary
+  /// context) in whose order the call works. Null is the device's default stream.
+  void* stream = nullptr;
   /// Called on the calling thread after each dispatch. What it throws cancels the call and passes
   /// through.
   std::function<void(const Progress&)> progress;
@@ -70,6 +74,9 @@ struct AttentionOptions {
   std::optional<TensorView> sinks;
   /// Keys of each batch entry, 0 to kv_len; keys behind are never read. Empty: kv_len for all.
   std::span<const std::int64_t> kv_lens;
+  /// For tensors on a CUDA device, instead of kv_lens: [batch] on that device, read in the order of
+  /// the stream, and taken as 0 below 0 and as kv_len above it. All of kv_len is planned for.
+  const std::int32_t* device_kv_lens = nullptr;
   /// [batch, num_heads, q_len, 1] float32: receives the natural-log logsumexp, sinks included.
   std::optional<MutableTensorView> lse;
   /// How to run it.

@@ -31,6 +31,20 @@ constexpr std::string_view name_of(DType dtype) {
   return "unknown";
 }
 
+/// Where memory is.
+enum class DeviceType : std::uint8_t {
+  kCpu,   ///< memory of the host
+  kCuda,  ///< memory that kernels of a CUDA device read and write
+};
+
+/// A device; its index is that of the CUDA runtime, and 0 for the host.
+struct Device {
+  DeviceType type = DeviceType::kCpu;
+  int index = 0;
+
+  bool operator==(const Device&) const = default;
+};
+
 /// Four extents or strides, always in the order [batch, heads, len, dim].
 using Dims = std::array<std::int64_t, 4>;
 
@@ -40,6 +54,7 @@ constexpr Dims dense_strides(const Dims& sizes) {
 }
 
 /// A tensor to read: it owns nothing, and `data` must outlive the call (or the AttentionState).
+/// Set `device` for memory on a CUDA device: scaled_dot_product_attention() says what holds then.
 ///
 /// Axes are [batch, heads, len, dim]; any memory order is expressed by strides, so a
 /// [batch, len, heads, dim] array is passed with its strides permuted. Strides count elements;
@@ -50,6 +65,7 @@ struct TensorView {
   DType dtype = DType::kFloat32;  ///< element type
   Dims sizes{};                   ///< extents
   Dims strides{};                 ///< strides in elements
+  Device device{};                ///< where `data` is
 
   TensorView() = default;
   TensorView(const void* first, DType type, const Dims& extents, const Dims& steps)
@@ -65,6 +81,7 @@ struct MutableTensorView {
   DType dtype = DType::kFloat32;  ///< element type
   Dims sizes{};                   ///< extents
   Dims strides{};                 ///< strides in elements
+  Device device{};                ///< where `data` is
 
   MutableTensorView() = default;
   MutableTensorView(void* first, DType type, const Dims& extents, const Dims& steps)
@@ -74,7 +91,11 @@ struct MutableTensorView {
       : MutableTensorView(first, type, extents, dense_strides(extents)) {}
 
   /// The same memory, to read.
-  operator TensorView() const { return {data, dtype, sizes, strides}; }
+  operator TensorView() const {
+    TensorView view(data, dtype, sizes, strides);
+    view.device = device;
+    return view;
+  }
 };
 
 }  // namespace keyfold

@@ -79,14 +79,41 @@ std::string own_words(nb::handle object) {
   throw nb::type_error(text.c_str());
 }
 
+bool on_cuda(int device_type) {
+  return device_type == nb::device::cuda::value || device_type == nb::device::cuda_managed::value;
+}
+bool on_host(int device_type) {
+  return device_type == nb::device::cpu::value || device_type == nb::device::cuda_host::value;
+}
+
+/// What `object` gives for use on a stream, by its __dlpack__: its own work that is queued
+/// elsewhere comes first. Invalid where that is not for it: it is on the host, or no array.
+nb::object capsule_for(nb::handle object, Array::Stream stream) {
+  if (!stream || !nb::hasattr(object, "__dlpack_device__")) return {};
+  const nb::object device = object.attr("__dlpack_device__")();
+  if (!on_cuda(nb::cast<int>(nb::int_(device[0])))) return {};
+  // DLPack's number of the default stream is 1.
+  const nb::int_ number(*stream == 0 ? std::uintptr_t{1} : *stream);
+  try {
+    return object.attr("__dlpack__")(nb::arg("stream") = number,
+                                     nb::arg("max_version") = nb::make_tuple(1, 0));
+  } catch (nb::python_error& error) {
+    if (!error.matches(PyExc_TypeError)) throw;  // of before 2023, it knows no versions
+  }
+  return object.attr("__dlpack__")(nb::arg("stream") = number);
+}
+
 }  // namespace
 
-Array Array::checked(nb::ndarray<nb::ro> held, bool bfloat16_bits, const char* name) {
-  if (held.device_type() != nb::device::cpu::value) {
-    throw InvalidArgument(name,
-                          "expected an array in host memory, got one on a device (DLPack type " +
-                              std::to_string(held.device_type()) + ", number " +
-                              std::to_string(held.device_id()) + "); copy it to the host");
+Array Array::checked(nb::ndarray<nb::ro> held, bool bfloat16_bits, const char* name,
+                     Stream stream) {
+  const int type = held.device_type();
+  if (!on_host(type) && !(on_cuda(type) && stream)) {
+    const std::string expected = stream ? "an array in the memory of the host or of a CUDA device"
+                                        : "an array in host memory";
+    throw InvalidArgument(name, "expected " + expected + ", got one on a device (DLPack type " +
+                                    std::to_string(type) + ", number " +
+                                    std::to_string(held.device_id()) + "); copy it to the host");
   }
   const std::optional<DType> dtype = bfloat16_bits ? DType::kBFloat16 : dtype_of(held.dtype());
   if (!dtype) {
@@ -102,23 +129,52 @@ Array Array::checked(nb::ndarray<nb::ro> held, bool bfloat16_bits, const char* n
   return {std::move(held), *dtype, name};
 }
 
-Array Array::to_read(nb::handle object, const char* name) {
+Array Array::to_read(nb::handle object, const char* name, Stream stream) {
   nb::ndarray<nb::ro> held;
-  if (nb::try_cast(object, held)) return checked(std::move(held), false, name);
+  const nb::object capsule = capsule_for(object, stream);
+  if (nb::try_cast(capsule.is_valid() ? capsule : nb::borrow(object), held)) {
+    return checked(std::move(held), false, name, stream);
+  }
   const nb::object bits = bits_of_bfloat16(object);
-  if (bits.is_valid() && nb::try_cast(bits, held)) return checked(std::move(held), true, name);
+  if (bits.is_valid() && nb::try_cast(bits, held)) {
+    return checked(std::move(held), true, name, stream);
+  }
   refuse(object, name);
 }
 
-Array Array::to_write(nb::handle object, const char* name) {
+Array Array::to_write(nb::handle object, const char* name, Stream stream) {
   nb::ndarray<> held;
-  if (nb::try_cast(object, held)) return checked(nb::ndarray<nb::ro>(held), false, name);
+  const nb::object capsule = capsule_for(object, stream);
+  if (nb::try_cast(capsule.is_valid() ? capsule : nb::borrow(object), held)) {
+    return checked(nb::ndarray<nb::ro>(held), false, name, stream);
+  }
   const nb::object bits = bits_of_bfloat16(object);
   if (bits.is_valid() && nb::try_cast(bits, held)) {
-    return checked(nb::ndarray<nb::ro>(held), true, name);
+    return checked(nb::ndarray<nb::ro>(held), true, name, stream);
   }
-  to_read(object, name);  // throws when it is not even readable
+  to_read(object, name, stream);  // throws when it is not even readable
   throw InvalidArgument(name, "expected a writable array, got a read-only one");
+}
+
+Device Array::device() const {
+  if (!on_cuda(held_.device_type())) return {};
+  return {DeviceType::kCuda, static_cast<int>(held_.device_id())};
+}
+
+std::pair<nb::ndarray<nb::ro>, const std::int32_t*> device_lengths(nb::handle object,
+                                                                   std::uintptr_t stream) {
+  nb::ndarray<nb::ro> held;
+  const nb::object capsule = capsule_for(object, stream);
+  if (!capsule.is_valid() || !nb::try_cast(capsule, held)) refuse(object, "kv_lens");
+  const nb::dlpack::dtype dtype = held.dtype();
+  if (dtype.code != static_cast<int>(Code::Int) || dtype.bits != 32 || held.ndim() != 1 ||
+      (held.shape_ptr()[0] > 1 && held.stride(0) != 1)) {
+    throw InvalidArgument("kv_lens",
+                          "expected, on a CUDA device, dense int32 lengths [batch], got " +
+                              dtype_text(dtype) + " of the shape " + shape_text(held));
+  }
+  const auto* const data = static_cast<const std::int32_t*>(held.data());
+  return {std::move(held), data};
 }
 
 std::vector<std::int64_t> Array::shape() const {
@@ -130,6 +186,7 @@ MutableTensorView Array::view_of_axes(const std::size_t* axes, std::size_t count
   // The library writes only through views that came from to_write().
   view.data = const_cast<void*>(static_cast<const void*>(held_.data()));
   view.dtype = dtype_;
+  view.device = device();
   view.sizes = {1, 1, 1, 1};
   view.strides = {0, 0, 0, 0};
   for (std::size_t i = 0; i < count; ++i) {

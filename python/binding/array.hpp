@@ -5,6 +5,7 @@
 
 #include <initializer_list>
 #include <keyfold/tensor.hpp>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -22,27 +23,38 @@ inline constexpr Axes kSinksAxes = {1};
 /// made, moved and destroyed with the GIL held.
 class Array {
  public:
+  /// The stream on which an array of a CUDA device will be used, as a number; none for arrays that
+  /// have to be in host memory.
+  using Stream = std::optional<std::uintptr_t>;
+
   /// Throws TypeError when `object` is no array, InvalidArgument when its memory can't be used.
-  static Array to_read(nb::handle object, const char* name);
-  static Array to_write(nb::handle object, const char* name);
+  static Array to_read(nb::handle object, const char* name, Stream stream = {});
+  static Array to_write(nb::handle object, const char* name, Stream stream = {});
 
   /// The view of an array that has these axes.
   MutableTensorView view(Axes axes = kAllAxes) const;
   std::vector<std::int64_t> shape() const;
   DType dtype() const { return dtype_; }
+  Device device() const;
   /// The view of an array that has the last of the four axes, however many (NumPy's broadcasting).
   MutableTensorView view_trailing() const;
 
  private:
   Array(nb::ndarray<nb::ro> held, DType dtype, const char* name)
       : held_(std::move(held)), dtype_(dtype), name_(name) {}
-  static Array checked(nb::ndarray<nb::ro> held, bool bfloat16_bits, const char* name);
+  static Array checked(nb::ndarray<nb::ro> held, bool bfloat16_bits, const char* name,
+                       Stream stream);
   MutableTensorView view_of_axes(const std::size_t* axes, std::size_t count) const;
 
   nb::ndarray<nb::ro> held_;
   DType dtype_;
   const char* name_;
 };
+
+/// The address of the [batch] lengths that an int32 array on a CUDA device holds, and what keeps it
+/// alive. Throws InvalidArgument for another dtype, or more axes.
+std::pair<nb::ndarray<nb::ro>, const std::int32_t*> device_lengths(nb::handle object,
+                                                                   std::uintptr_t stream);
 
 /// A new dense array in host memory, uninitialised, that other libraries take by DLPack.
 nb::object make_empty(const std::vector<std::size_t>& shape, std::string_view dtype);

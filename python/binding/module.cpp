@@ -43,16 +43,34 @@ void translate(const std::exception_ptr& thrown, void*) {
   }
 }
 
+/// Of lengths on a device the library has the address only.
+void check_lengths(const Options& options, const TensorView& q) {
+  if (options.attention.device_kv_lens == nullptr) return;
+  const auto count = static_cast<std::int64_t>(options.device_kv_lens.shape_ptr()[0]);
+  if (count != q.sizes[0]) {
+    throw InvalidArgument("kv_lens", "expected one length per batch entry, " +
+                                         std::to_string(q.sizes[0]) + ", got " +
+                                         std::to_string(count));
+  }
+  const int index = static_cast<int>(options.device_kv_lens.device_id());
+  if (q.device != Device{DeviceType::kCuda, index}) {
+    throw InvalidArgument(
+        "kv_lens", "expected lengths where q is, got some on CUDA device " + std::to_string(index));
+  }
+}
+
 void attention(const nb::object& q, const nb::object& k, const nb::object& v, const nb::object& out,
                const nb::object& lse, const Options& options, const nb::object& progress) {
-  const Array queries = Array::to_read(q, "q"), keys = Array::to_read(k, "k"),
-              values = Array::to_read(v, "v"), result = Array::to_write(out, "out");
+  const Array::Stream stream = options.stream;
+  const Array queries = Array::to_read(q, "q", stream), keys = Array::to_read(k, "k", stream),
+              values = Array::to_read(v, "v", stream), result = Array::to_write(out, "out", stream);
   const MutableTensorView q_view = queries.view(), k_view = keys.view(), v_view = values.view(),
                           out_view = result.view();
   AttentionOptions call = options.for_call();
   std::optional<Array> sums;
+  check_lengths(options, q_view);
   if (!lse.is_none()) {
-    sums = Array::to_write(lse, "lse");
+    sums = Array::to_write(lse, "lse", stream);
     call.lse = sums->view(kLseAxes);
   }
   Watcher watcher(progress);
@@ -111,12 +129,12 @@ NB_MODULE(_keyfold, module) {
              arg("out"), arg("lse"));
   module.def(
       "shape_and_dtype",
-      [](const nb::object& array, const char* name) {
-        const Array held = Array::to_read(array, name);
+      [](const nb::object& array, const char* name, const Array::Stream stream) {
+        const Array held = Array::to_read(array, name, stream);
         using Shape = nb::typed<nb::tuple, int, nb::ellipsis>;
         return std::pair(Shape(nb::tuple(nb::cast(held.shape()))), keyfold::name_of(held.dtype()));
       },
-      arg("array"), arg("name"));
+      arg("array"), arg("name"), arg("stream").none() = nb::none());
   module.def("empty", make_empty, arg("shape"), arg("dtype"));
   module.def("plan", make_plan, arg("batch"), arg("num_heads"), arg("num_kv_heads"), arg("q_len"),
              arg("kv_len"), arg("head_dim"), arg("value_dim"), arg("dtype"), arg("options"));

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _keyfold
+from ._devices import is_on_cuda
 from ._errors import InvalidArgument
 
 
@@ -62,6 +63,21 @@ def check_tensors(**arrays: Any) -> None:
             )
 
 
+def _new_on_cuda(like: Any, shape: tuple[int, ...], widen: bool) -> Any:
+    """Make memory on the device of `like` by its library, by the array API standard."""
+    if _library(like) == "cupy":
+        cupy = sys.modules["cupy"]
+        with like.device:
+            return cupy.empty(shape, cupy.float32 if widen else like.dtype)
+    if _library(like) in _IMMUTABLE or not hasattr(like, "__array_namespace__"):
+        raise InvalidArgument(
+            f"out: expected an array for the result, as one of {type(like).__module__} can't be "
+            "made on its device and then written; pass out= of a library whose arrays can"
+        )
+    library = like.__array_namespace__()
+    return library.empty(shape, dtype=library.float32 if widen else like.dtype, device=like.device)
+
+
 def _new(like: Any, shape: tuple[int, ...], dtype: str, widen: bool = False) -> _Output:
     """Make dense memory for a result of the library of `like`, whose dtype is `dtype`.
 
@@ -72,8 +88,12 @@ def _new(like: Any, shape: tuple[int, ...], dtype: str, widen: bool = False) -> 
         return _Output(array, lambda: array)
     if _is_tensor(like):
         torch = sys.modules["torch"]
-        tensor = torch.empty(shape, dtype=torch.float32 if widen else like.dtype)
+        dtype_of = torch.float32 if widen else like.dtype
+        tensor = torch.empty(shape, dtype=dtype_of, device=like.device)
         return _Output(tensor, lambda: tensor)
+    if is_on_cuda(like):
+        array = _new_on_cuda(like, shape, widen)
+        return _Output(array, lambda: array)
     dtype = "float32" if widen else dtype
     memory = _keyfold.empty(shape, dtype)
     if hasattr(like, "__array_namespace__"):
@@ -81,6 +101,15 @@ def _new(like: Any, shape: tuple[int, ...], dtype: str, widen: bool = False) -> 
     if dtype != "bfloat16":
         return _Output(memory, lambda: np.asarray(memory))
     return _Output(memory, lambda: memory)  # NumPy has no bfloat16: the bare DLPack array
+
+
+def shape_and_dtype(array: Any, name: str, stream: int | None) -> tuple[tuple[int, ...], str]:
+    """Give an array's shape, and the name of its dtype; without DLPack where that takes less."""
+    if _is_tensor(array):
+        dtype = str(array.dtype).removeprefix("torch.")
+        if dtype in ("float32", "float16", "bfloat16"):
+            return tuple(array.shape), dtype
+    return _keyfold.shape_and_dtype(array, name, stream)
 
 
 class Results:

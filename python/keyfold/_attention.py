@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, overload
 
 from . import _keyfold
-from ._arrays import Results, check_tensors
+from ._arrays import Results, check_tensors, shape_and_dtype
+from ._devices import stream_of
 from ._options import ProgressArgument, Window, native_options, watched
 from ._records import Report
 
@@ -29,6 +30,7 @@ def scaled_dot_product_attention(
     kv_lens: Sequence[int] | Any = ...,
     return_lse: Literal[False] = ...,
     out: Any = ...,
+    stream: Any = ...,
     backend: str | None = ...,
     budget_ms: float | None = ...,
     chunk_size: int | None = ...,
@@ -53,6 +55,7 @@ def scaled_dot_product_attention(
     kv_lens: Sequence[int] | Any = ...,
     return_lse: Literal[True],
     out: Any = ...,
+    stream: Any = ...,
     backend: str | None = ...,
     budget_ms: float | None = ...,
     chunk_size: int | None = ...,
@@ -76,6 +79,7 @@ def scaled_dot_product_attention(
     kv_lens: Sequence[int] | Any = None,
     return_lse: bool = False,
     out: Any = None,
+    stream: Any = None,
     backend: str | None = None,
     budget_ms: float | None = None,
     chunk_size: int | None = None,
@@ -97,8 +101,9 @@ def scaled_dot_product_attention(
     ----------
     q : array, [batch, num_heads, q_len, head_dim]
         Queries: float32, float16 or bfloat16, of NumPy (bfloat16 by ml_dtypes) or of any library
-        with ``__dlpack__`` (PyTorch, MLX, JAX), in host memory. Read in place, with any strides
-        of 0 and more; pass a [batch, len, heads, dim] array transposed.
+        with ``__dlpack__`` (PyTorch, MLX, JAX), in host memory, or all arrays on one CUDA device.
+        Read in place, with any strides of 0 and more; pass a [batch, len, heads, dim] array
+        transposed.
     k : array, [batch, num_kv_heads, kv_len, head_dim]
         Keys, of the dtype of `q`. Query head ``h`` reads key head
         ``h // (num_heads // num_kv_heads)``.
@@ -121,13 +126,20 @@ def scaled_dot_product_attention(
     sinks : array, [num_heads], optional
         A logit per head that joins the denominator only; float32 or the dtype of `q`.
     kv_lens : sequence of int, [batch], optional
-        Keys of each batch entry; those behind are never read.
+        Keys of each batch entry; those behind are never read. With arrays on a CUDA device also an
+        int32 array there, which is read in the order of the stream.
     return_lse : bool, optional
         Return the logsumexp too.
     out : array, [batch, num_heads, q_len, value_dim], optional
-        Receives the result; written only on success. Of the dtype of `q`, writable.
+        Receives the result; written only on success, except on a CUDA device. Of the dtype of `q`,
+        writable.
+    stream : int or object, optional
+        For arrays on a CUDA device: the stream in whose order the call works, as a number or an
+        object of PyTorch, CuPy or cuda-python. Default: the current stream of the library of `q`
+        (PyTorch, CuPy), else the device's default stream.
     backend : str, optional
-        As :func:`devices` lists it. Default: ``KEYFOLD_BACKEND``, else the first that can.
+        As :func:`devices` lists it. Default: ``KEYFOLD_BACKEND``, else the first that can; for
+        arrays on a CUDA device, that device's.
     budget_ms : float, optional
         Longest device time of one dispatch in milliseconds, 0.1 to 60000. Default:
         ``KEYFOLD_BUDGET_MS``, else 100.
@@ -168,7 +180,9 @@ def scaled_dot_product_attention(
     Accumulates in float32. The bits of the result depend on q, k, v, the options of the formula
     and the kernel: not on chunks, budget, threads, or what else is in the batch. Scratch does not
     grow with kv_len. Takes ``2 * (head_dim + value_dim)`` flops per visible pair. The GIL is
-    released. Nothing is copied but, for arrays of libraries other than NumPy and PyTorch, the
+    released. With arrays on a CUDA device the call returns when all dispatches but the last are
+    done; one of a single dispatch waits for nothing, and its time is not in the report. Nothing is
+    copied but, for arrays of libraries other than NumPy and PyTorch, the
     result where their ``from_dlpack`` copies.
 
     References
@@ -187,6 +201,7 @@ def scaled_dot_product_attention(
     (1, 8, 1, 64)
     """
     check_tensors(q=q, k=k, v=v, mask=mask, sinks=sinks)
+    number = stream_of(q, stream)
     options = native_options(
         scale=scale,
         mask=mask,
@@ -196,6 +211,7 @@ def scaled_dot_product_attention(
         softcap=softcap,
         sinks=sinks,
         kv_lens=kv_lens,
+        stream=number,
         backend=backend,
         budget_ms=budget_ms,
         chunk_size=chunk_size,
@@ -203,8 +219,8 @@ def scaled_dot_product_attention(
         max_scratch_bytes=max_scratch_bytes,
         num_threads=num_threads,
     )
-    shape, dtype = _keyfold.shape_and_dtype(q, "q")
-    value_shape, _ = _keyfold.shape_and_dtype(v, "v")
+    shape, dtype = shape_and_dtype(q, "q", number)
+    value_shape, _ = shape_and_dtype(v, "v", number)
     shape = (*shape[:-1], *value_shape[-1:])
     results = Results(q, shape, dtype, out=out, with_lse=return_lse)
     with watched(progress) as callback:

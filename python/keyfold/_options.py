@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 from . import _keyfold
+from ._devices import is_on_cuda
 from ._errors import InvalidArgument
 from ._records import Progress
 
@@ -71,6 +72,7 @@ def native_options(
     softcap: Any = None,
     sinks: Any = None,
     kv_lens: Any = None,
+    stream: int | None = None,
     backend: Any = None,
     budget_ms: Any = None,
     chunk_size: Any = None,
@@ -82,6 +84,7 @@ def native_options(
     if backend is not None and not isinstance(backend, str):
         raise TypeError(f"backend: expected a name, got {backend!r}")
     left, right = _sides(window)
+    on_device = stream is not None and is_on_cuda(kv_lens)
     return _keyfold.Options(
         scale=_optional_number("scale", scale),
         mask=mask,
@@ -91,7 +94,9 @@ def native_options(
         window_right=right,
         softcap=_optional_number("softcap", softcap),
         sinks=sinks,
-        kv_lens=_lengths(kv_lens),
+        kv_lens=[] if on_device else _lengths(kv_lens),
+        device_kv_lens=kv_lens if on_device else None,
+        stream=stream,
         backend=backend,
         budget_ms=_optional_number("budget_ms", budget_ms),
         chunk_size=_optional_integer("chunk_size", chunk_size),

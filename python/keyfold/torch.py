@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import _keyfold
 from ._arrays import check_no_gradient
+from ._devices import stream_of
 from ._errors import InvalidArgument
 from ._options import native_options
 
@@ -45,7 +46,13 @@ def _attention(
 ) -> Tensor:
     out: Tensor = _new_result(q, k, v)
     options = native_options(
-        mask=mask, sinks=sinks, causal=causal, q_offset=q_offset, scale=scale, softcap=softcap
+        stream=stream_of(q),
+        mask=mask,
+        sinks=sinks,
+        causal=causal,
+        q_offset=q_offset,
+        scale=scale,
+        softcap=softcap,
     )
     if out.numel() > 0:  # PyTorch takes empty batches, keyfold does not
         _keyfold.attention(q, k, v, out, None, options, None)
@@ -74,8 +81,8 @@ def scaled_dot_product_attention(
     Parameters
     ----------
     query : Tensor, [..., num_heads, q_len, head_dim]
-        float32, float16 or bfloat16, on the CPU; read in place, whatever its strides. Two axes are
-        [q_len, head_dim].
+        float32, float16 or bfloat16, on the CPU, or all tensors on one CUDA device; read in place,
+        whatever its strides. Two axes are [q_len, head_dim].
     key : Tensor, [..., num_kv_heads, kv_len, head_dim]
         Of the dtype of `query`. Leading axes broadcast; where several of them do so in part, the
         tensor is copied.
@@ -103,16 +110,17 @@ def scaled_dot_product_attention(
     ------
     InvalidArgument
         A ValueError that names the argument; for dropout, for tensors that require a gradient, and
-        for those that are not on the CPU too.
+        for those that are not on one device too.
     TypeError
         Something is no tensor.
 
     Notes
     -----
     Accumulates in float32; see :func:`keyfold.scaled_dot_product_attention` for bits, memory and
-    time. Casts under ``torch.autocast`` as PyTorch does. It is the operator
-    ``keyfold::attention``, which torch.compile takes without a break; an error that torch.compile
-    meets while it traces with ``fullgraph=True`` comes as its own, with the message inside.
+    time. On a CUDA device it works on PyTorch's current stream. Casts under ``torch.autocast`` as
+    PyTorch does. It is the operator ``keyfold::attention``, which torch.compile takes without a
+    break; an error that torch.compile meets while it traces with ``fullgraph=True`` comes as its
+    own, with the message inside.
     """
     named = {"query": query, "key": key, "value": value, "attn_mask": attn_mask}
     check_no_gradient(**named)
@@ -121,8 +129,8 @@ def scaled_dot_product_attention(
         raise InvalidArgument(f"dropout_p: expected 0, as keyfold has no dropout, got {dropout_p}")
     if is_causal and attn_mask is not None:
         raise InvalidArgument("attn_mask: expected None with is_causal, got a mask")
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (t.to(dtype) if t.dtype in _DTYPES else t for t in (query, key, value))
         if attn_mask is not None and attn_mask.dtype in _DTYPES:
             attn_mask = attn_mask.to(dtype)
@@ -153,10 +161,15 @@ def _check_tensors(named: dict[str, Tensor | None]) -> None:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-        if not tensor.is_cpu:
+        if not (tensor.is_cpu or tensor.is_cuda):
             raise InvalidArgument(
-                f"{name}: expected a tensor on the CPU, got one on {tensor.device}; move it there "
-                "with .cpu()"
+                f"{name}: expected a tensor on the CPU or a CUDA device, got one on "
+                f"{tensor.device}; move it there with .cpu() or .cuda()"
+            )
+        if tensor.device != named["query"].device:  # type: ignore[union-attr]
+            raise InvalidArgument(
+                f"{name}: expected a tensor on {named['query'].device}, where query is, got one on "  # type: ignore[union-attr]
+                f"{tensor.device}"
             )
         if name != "attn_mask" and tensor.dim() < 2:
             raise InvalidArgument(

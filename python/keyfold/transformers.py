@@ -42,7 +42,8 @@ def register() -> None:
 
     Notes
     -----
-    Needs Transformers 5 (tested with 5.23); models in float32, float16 or bfloat16, on the CPU.
+    Needs Transformers 5 (tested with 5.23); models in float32, float16 or bfloat16, on the CPU
+    or a CUDA device.
 
     Grouped heads, softcap (Gemma 2), sinks (gpt-oss), position biases (T5), padding, sliding
     windows and all caches but the paged one are supported. A row that sees no key is 0. A prompt
@@ -99,8 +100,8 @@ def _attention(
         position_bias=position_bias,
     )
     _check_formula(module, attention_mask, dropout, kwargs)
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (t.to(dtype) for t in (query, key, value))
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)

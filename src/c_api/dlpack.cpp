@@ -23,6 +23,19 @@ void compact_strides(const DLTensor& tensor, const char* argument, std::int64_t*
   }
 }
 
+// Pinned memory of the host is the host's; managed memory is that of the device that it names.
+Device device_of(const DLDevice& device, const char* argument) {
+  switch (device.device_type) {
+    case kDLCPU:
+    case kDLCUDAHost: return {};
+    case kDLCUDA:
+    case kDLCUDAManaged: return {DeviceType::kCuda, device.device_id};
+    default: break;
+  }
+  throw InvalidArgument(argument, expected("device type kDLCPU (1) or kDLCUDA (2)",
+                                           std::to_string(static_cast<int>(device.device_type))));
+}
+
 }  // namespace
 
 DType dtype_of(const DLDataType& dtype, const char* argument) {
@@ -54,11 +67,7 @@ DLDataType dl_dtype_of(DType dtype) {
 MutableTensorView view_of(const DLTensor* pointer, const char* argument,
                           std::initializer_list<int> short_axes) {
   const DLTensor& tensor = deref(pointer, argument);
-  if (tensor.device.device_type != kDLCPU) {
-    throw InvalidArgument(argument,
-                          expected("device type kDLCPU (1)",
-                                   std::to_string(static_cast<int>(tensor.device.device_type))));
-  }
+  const Device device = device_of(tensor.device, argument);
   const int short_rank = static_cast<int>(short_axes.size());
   if (tensor.ndim != 4 && (short_rank == 0 || tensor.ndim != short_rank)) {
     throw InvalidArgument(
@@ -75,6 +84,7 @@ MutableTensorView view_of(const DLTensor* pointer, const char* argument,
     view.sizes[to] = tensor.shape[axis];
     view.strides[to] = tensor.strides == nullptr ? strides[axis] : tensor.strides[axis];
   }
+  view.device = device;
   if (tensor.data != nullptr) view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   return view;
 }

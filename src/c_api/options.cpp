@@ -111,6 +111,15 @@ keyfold_status keyfold_options_set_kv_lens(keyfold_options* options, const int64
   });
 }
 
+keyfold_status keyfold_options_set_device_kv_lens(keyfold_options* options,
+                                                  const int32_t* kv_lens) {
+  return set_option(options, [&](keyfold_options& o) { o.attention.device_kv_lens = kv_lens; });
+}
+
+keyfold_status keyfold_options_set_stream(keyfold_options* options, void* stream) {
+  return set_option(options, [&](keyfold_options& o) { o.attention.run.stream = stream; });
+}
+
 keyfold_status keyfold_options_set_lse(keyfold_options* options, const DLTensor* lse) {
   return set_option(options, [&](keyfold_options& o) {
     o.attention.lse = optional_view_of(lse, "lse", kLseAxes);

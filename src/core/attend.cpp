@@ -71,13 +71,34 @@ class Staging {
   std::optional<MutableTensorView> lse_;
 };
 
+/// Throws InvalidArgument that names the tensor, unless the session's device can reach all of them.
+void check_reaches(const Session& session, const TensorView& q, const TensorView& k,
+                   const TensorView& v, const TensorView& out, const AttentionOptions& options) {
+  const Backend& backend = session.backend();
+  backend.check_reaches("q", q);
+  backend.check_reaches("out", out);
+  if (k.sizes[2] > 0) {
+    backend.check_reaches("k", k);
+    backend.check_reaches("v", v);
+  }
+  if (options.mask && k.sizes[2] > 0) backend.check_reaches("mask", *options.mask);
+  if (options.sinks) backend.check_reaches("sinks", *options.sinks);
+  if (options.lse) backend.check_reaches("lse", *options.lse);
+  if (options.device_kv_lens != nullptr) {
+    TensorView lengths(options.device_kv_lens, DType::kFloat32, {q.sizes[0], 1, 1, 1});
+    backend.check_reaches("device_kv_lens", lengths);
+  }
+}
+
 /// Runs all blocks; nullopt, with nothing written, when there is no memory for the scratch of one.
 std::optional<Report> attend(Session& session, const std::vector<Block>& blocks,
                              const KeySource& source, const MutableTensorView& out,
                              const std::optional<MutableTensorView>& lse, std::string& why) {
   const AttentionShape& shape = session.problem().shape;
   std::optional<Staging> staging;
-  if (blocks.size() > 1) staging.emplace(shape, lse.has_value());
+  // On a device the rows are written as they come.
+  if (blocks.size() > 1 && session.problem().device == Device{})
+    staging.emplace(shape, lse.has_value());
   for (const Block& block : blocks) {
     std::unique_ptr<Run> run;
     try {
@@ -109,11 +130,12 @@ Report scaled_dot_product_attention(const TensorView& q, const TensorView& k, co
                                     const MutableTensorView& out, const AttentionOptions& options) {
   return core::guard_memory([&] {
     const AttentionShape shape = core::check_call(q, k, v);
-    core::check_output(shape, out, options.lse);
+    core::check_output(shape, out, options.lse, q.device);
     const core::KeySource source = core::locate_keys(k, v, 0);
     core::Session session(core::make_problem(shape, &q, options), options.run,
                           core::backend_of(source));
     session.check_reaches(source);
+    if (q.device != Device{}) core::check_reaches(session, q, k, v, out, options);
     std::vector<core::Block> blocks = session.blocks();
     std::string why, tried;
     for (;;) {

@@ -56,14 +56,14 @@ struct DevicePlace {
 
 /// Keys and values in memory: k [batch, num_kv_heads, n, head_dim], v [..., value_dim].
 struct KeySource {
-  TensorView k;  ///< when it is on the device, its data is an address that faults, and so is v's
+  TensorView k;  ///< when k_device has memory, its data is an address that faults, and so is v's
   TensorView v;
   std::int64_t first_key = 0;  ///< absolute position of k's and v's row 0
   DevicePlace k_device{};
   DevicePlace v_device{};
 
   /// Both are, or neither.
-  bool on_device() const { return k_device.memory != nullptr; }
+  bool on_device() const { return k_device.memory != nullptr || k.device != Device{}; }
 };
 
 /// One dispatch. Its keys begin at a multiple of split_len, lie inside the source, and end at such
@@ -82,7 +82,8 @@ class Run {
   /// Queues a chunk. The source's memory stays valid until wait() has returned for it.
   virtual void submit(const Chunk& chunk, const KeySource& source) = 0;
   /// Waits for the oldest unfinished submission and returns its device time in seconds, without
-  /// time spent waiting in a queue. Throws RunError when the device failed.
+  /// time spent waiting in a queue. Throws RunError when the device failed. Not called for the last
+  /// submission of a problem that is not on the host.
   virtual double wait() = 0;
   /// Adds the state of a run over the same block and other keys.
   virtual void merge(Run& other) = 0;
@@ -105,6 +106,11 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual DeviceInfo device() const = 0;
+  /// Whether it can read and write tensors there.
+  virtual bool reaches(const Device& where) const { return where == Device{}; }
+  /// Throws InvalidArgument that names the tensor, unless its first element can be reached.
+  virtual void check_reaches([[maybe_unused]] const char* name,
+                             [[maybe_unused]] const TensorView& tensor) const {}
   /// Why this backend can't do the problem and what would work; empty if it can.
   virtual std::string unsupported(const Problem& problem) const = 0;
   virtual KernelInfo kernel(const Problem& problem) const = 0;

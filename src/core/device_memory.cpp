@@ -94,6 +94,7 @@ void check_on_host(const char* name, const void* address) {
 
 KeySource locate_keys(const TensorView& k, const TensorView& v, std::int64_t first_key) {
   KeySource source{k, v, first_key};
+  if (k.device != Device{}) return source;
   const auto at_k = find_device_address(k.data), at_v = find_device_address(v.data);
   if (!at_k && !at_v) return source;
   const bool empty = k.sizes[2] == 0;

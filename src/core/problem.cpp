@@ -32,10 +32,11 @@ KeyRange Problem::rows_seeing(KeyRange keys, KeyRange rows) const {
     const auto b = static_cast<std::size_t>(batch);
     KeyRange seeing = rows;
     if (key_limit[b] <= keys.begin) continue;
-    if (window_right) {
+    if (has_window() && window_right) {
       seeing.begin = std::max(seeing.begin, keys.begin - *window_right - q_offset[b]);
     }
-    if (window_left) seeing.end = std::min(seeing.end, keys.end + *window_left - q_offset[b]);
+    if (has_window() && window_left)
+      seeing.end = std::min(seeing.end, keys.end + *window_left - q_offset[b]);
     if (seeing.size() == 0) continue;
     result = {std::min(result.begin, seeing.begin), std::max(result.end, seeing.end)};
   }

@@ -38,6 +38,13 @@ struct Problem {
   std::vector<std::int64_t> key_limit;       ///< [batch] keys behind are never read
   std::optional<TensorView> mask;            ///< sizes expanded, broadcast axes have stride 0
   std::vector<float> sinks;                  ///< [num_heads], or empty
+  // For tensors on a device that is not the host:
+  Device device;                           ///< where all tensors are
+  void* stream = nullptr;                  ///< RunOptions::stream
+  std::optional<TensorView> device_sinks;  ///< instead of sinks
+  /// Of each batch entry; key_limit and q_offset are then those of kv_len.
+  const std::int32_t* device_kv_lens = nullptr;
+  bool q_offset_given = false;  ///< q_offset does not follow kv_lens
 
   std::int64_t group_size() const { return shape.num_heads / shape.num_kv_heads; }
   std::int64_t num_groups() const { return shape.batch * shape.num_kv_heads; }
@@ -45,10 +52,13 @@ struct Problem {
     return 2.0 * static_cast<double>(shape.head_dim + shape.value_dim);
   }
   /// Whether every row of a batch entry sees the same keys.
-  bool rows_alike() const { return !window_left && !window_right; }
+  bool rows_alike() const { return !has_window(); }
+  /// Whether a row's position decides what it sees, as far as the host knows.
+  bool has_window() const { return (window_left || window_right) && !device_kv_lens; }
 
   /// Keys that a row may see, before the mask.
   KeyRange visible(std::int64_t batch, std::int64_t row) const {
+    if (!has_window()) return {0, key_limit[static_cast<std::size_t>(batch)]};
     const std::int64_t position = q_offset[static_cast<std::size_t>(batch)] + row;
     KeyRange range{0, key_limit[static_cast<std::size_t>(batch)]};
     if (window_left) range.begin = std::max<std::int64_t>(0, position - *window_left);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "core/validate.hpp"
 #include "cpu/backend.hpp"
 #ifdef KEYFOLD_CUDA
 #include "cuda/backend.hpp"
@@ -77,7 +78,9 @@ std::shared_ptr<Backend> select_backend(const Settings& settings, const Problem&
       const std::string name = backend->device().backend;
       names += (names.empty() ? "" : ", ") + name;
       if (settings.backend && *settings.backend != name) continue;
-      const std::string reason = backend->unsupported(problem);
+      const std::string reason = backend->reaches(problem.device)
+                                     ? backend->unsupported(problem)
+                                     : "it can't reach " + text(problem.device);
       if (reason.empty()) return backend;
       reasons += (reasons.empty() ? "" : "; ") + name + ": " + reason;
     }

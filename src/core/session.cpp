@@ -148,8 +148,17 @@ void Session::drive(Run& run) {
     in_flight.push_back(*chunk);
     if (static_cast<int>(in_flight.size()) == kernel_.max_in_flight) wait_oldest();
   }
-  drain();
+  if (returns_early()) {
+    progress_.dispatches += static_cast<std::int64_t>(in_flight.size());
+  } else {
+    drain();
+  }
   check_stop();
+}
+
+bool Session::returns_early() const {
+  return problem_.device != Device{} && block_.group_end == problem_.num_groups() &&
+         block_.row_end == problem_.shape.q_len;
 }
 
 bool Session::checkpoint_due() const {

@@ -24,7 +24,7 @@ class Session {
   const Problem& problem() const { return problem_; }
   const KernelInfo& kernel() const { return kernel_; }
   const Settings& settings() const { return settings_; }
-  Backend& backend() { return *backend_; }
+  const Backend& backend() const { return *backend_; }
 
   /// How this many keys of a block are cut.
   CutRule cut_rule(const Block& block, std::int64_t num_keys, bool keys_on_device = false) const;
@@ -70,6 +70,8 @@ class Session {
   void finished(const Chunk& chunk, double seconds);
   /// Runs what is left of the fold.
   void drive(Run& run);
+  /// Whether what follows the block's last dispatch follows it in the order of the caller's stream.
+  bool returns_early() const;
   bool checkpoint_due() const;
   void checkpoint(Run& run);
   void kept();

@@ -36,6 +36,7 @@ class AttentionState::Impl {
         shape_(core::check_query(q)),
         first_key_(first_key),
         tail_begin_(first_key) {
+    core::check_device("q", q, {});  // the tail is kept on the host
     core::check_on_host("kv_lens", options.kv_lens.data());
     kv_lens_.assign(options.kv_lens.begin(), options.kv_lens.end());
     options_.kv_lens = kv_lens_;

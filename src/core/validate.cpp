@@ -88,7 +88,7 @@ void check_mask(Problem& problem, const TensorView& mask, bool has_data) {
     expanded.sizes[i] = full[i];
     expanded.strides[i] = 0;
   }
-  if (has_data) check_view("mask", mask);
+  if (has_data) check_view("mask", mask, false, problem.device);
   problem.mask = expanded;
 }
 
@@ -100,7 +100,11 @@ void read_sinks(Problem& problem, const TensorView& sinks, bool has_data) {
   }
   check_sizes("sinks", sinks, {1, s.num_heads, 1, 1});
   if (!has_data) return;
-  check_view("sinks", sinks);
+  check_view("sinks", sinks, false, problem.device);
+  if (problem.device != Device{}) {
+    problem.device_sinks = sinks;
+    return;
+  }
   for (std::int64_t h = 0; h < s.num_heads; ++h) {
     problem.sinks.push_back(load_float(element(sinks, 0, h, 0, 0), sinks.dtype));
   }
@@ -163,9 +167,20 @@ void check_layout(const char* name, const TensorView& view, bool written = false
 
 }  // namespace
 
-void check_view(const char* name, const TensorView& view, bool written) {
+std::string text(const Device& device) {
+  if (device.type == DeviceType::kCpu) return "host memory";
+  return "memory on CUDA device " + std::to_string(device.index);
+}
+
+void check_device(const char* name, const TensorView& view, const Device& where) {
+  if (view.device == where) return;
+  fail(name, where == Device{} ? text(where) : text(where) + ", where q is", text(view.device));
+}
+
+void check_view(const char* name, const TensorView& view, bool written, const Device& where) {
   check_layout(name, view, written);
-  check_on_host(name, view.data);
+  check_device(name, view, where);
+  if (where == Device{}) check_on_host(name, view.data);
 }
 
 AttentionShape check_query(const TensorView& q) {
@@ -174,7 +189,7 @@ AttentionShape check_query(const TensorView& q) {
     if (size < 1)
       fail("q", "sizes [batch, num_heads, q_len, head_dim] of at least 1", text(q.sizes));
   }
-  check_view("q", q);
+  check_view("q", q, false, q.device);
   AttentionShape shape{.batch = q.sizes[0],
                        .num_heads = q.sizes[1],
                        .num_kv_heads = q.sizes[1],
@@ -188,7 +203,10 @@ AttentionShape check_query(const TensorView& q) {
   return shape;
 }
 
-std::int64_t check_keys(const AttentionShape& shape, const TensorView& k, const TensorView& v) {
+std::int64_t check_keys(const AttentionShape& shape, const TensorView& k, const TensorView& v,
+                        const Device& where) {
+  check_device("k", k, where);
+  check_device("v", v, where);
   check_dtype("k", k.dtype, shape.dtype);
   check_dtype("v", v.dtype, shape.dtype);
   check_sizes("k", k, {shape.batch, shape.num_kv_heads, k.sizes[2], shape.head_dim});
@@ -206,19 +224,19 @@ AttentionShape check_call(const TensorView& q, const TensorView& k, const Tensor
   if (shape.num_kv_heads < 1) fail("k", "at least 1 head", text(k.sizes));
   if (shape.value_dim < 1) fail("v", "a value_dim of at least 1", text(v.sizes));
   check_shape(shape);
-  check_keys(shape, k, v);
+  check_keys(shape, k, v, q.device);
   return shape;
 }
 
 void check_output(const AttentionShape& s, const MutableTensorView& out,
-                  const std::optional<MutableTensorView>& lse) {
+                  const std::optional<MutableTensorView>& lse, const Device& where) {
   check_dtype("out", out.dtype, s.dtype);
   check_sizes("out", out, {s.batch, s.num_heads, s.q_len, s.value_dim});
-  check_view("out", out, true);
+  check_view("out", out, true, where);
   if (!lse) return;
   check_dtype("lse", lse->dtype, DType::kFloat32);
   check_sizes("lse", *lse, {s.batch, s.num_heads, s.q_len, 1});
-  check_view("lse", *lse, true);
+  check_view("lse", *lse, true, where);
 }
 
 Problem make_problem(const AttentionShape& shape, const TensorView* q,
@@ -227,7 +245,14 @@ Problem make_problem(const AttentionShape& shape, const TensorView* q,
   const bool has_data = q != nullptr;
   Problem p;
   p.shape = shape;
-  if (has_data) p.q = *q;
+  if (has_data) {
+    p.q = *q;
+    p.device = q->device;
+    p.stream = options.run.stream;
+    if (p.stream != nullptr && p.device == Device{}) {
+      fail("stream", "tensors on a CUDA device, whose stream it is", text(p.device));
+    }
+  }
 
   p.scale = options.scale.value_or(
       static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.head_dim))));
@@ -261,6 +286,14 @@ Problem make_problem(const AttentionShape& shape, const TensorView* q,
       p.key_limit[b] = length;
     }
   }
+  if (options.device_kv_lens != nullptr) {
+    if (!options.kv_lens.empty()) fail("device_kv_lens", "no kv_lens beside it", "both");
+    if (has_data && p.device == Device{}) {
+      fail("device_kv_lens", "tensors on the CUDA device where it is", text(p.device));
+    }
+    p.device_kv_lens = options.device_kv_lens;
+  }
+  p.q_offset_given = options.q_offset.has_value();
   const bool needs_position = p.window_left || p.window_right;
   if (needs_position && !options.q_offset && shape.kv_len == kUnknownLength &&
       options.kv_lens.empty()) {

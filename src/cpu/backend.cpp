@@ -30,8 +30,8 @@ class CpuBackend : public core::Backend {
             .name = name_,
             .kernel = selected_kernels().name,
             .kernels = kernel_names(),
-            .num_threads = static_cast<int>(std::thread::hardware_concurrency()),
-            .memory_bytes = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGE_SIZE),
+            .num_threads = num_threads_,
+            .memory_bytes = memory_bytes_,
             .max_head_dim = kMaxDim,
             .dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16}};
   }
@@ -64,7 +64,10 @@ class CpuBackend : public core::Backend {
   }
 
  private:
+  // Asked once, as these files of the system take longer than a short call on a GPU.
   std::string name_ = processor_name();
+  int num_threads_ = static_cast<int>(std::thread::hardware_concurrency());
+  std::int64_t memory_bytes_ = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGE_SIZE);
 };
 
 }  // namespace

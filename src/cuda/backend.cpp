@@ -4,6 +4,8 @@
 #include <string>
 #include <utility>
 
+#include "cuda/device_run.hpp"
+#include "cuda/errors.hpp"
 #include "cuda/gpu.hpp"
 #include "cuda/memory.hpp"
 #include "cuda/run.hpp"
@@ -23,10 +25,23 @@ std::string watchdog_of(const Traits& traits) {
 #endif
 }
 
+/// Milliseconds, even if the kernel reaches a fraction only of what such a device can: calls of one
+/// dispatch need not be waited for. Decode reads keys and values once for the rows of a group.
+double first_dispatch_flops(const core::Problem& problem, const gpu::Tiling& tiling,
+                            const Traits& traits) {
+  constexpr double kSlow = 2e9, kSeconds = 5e-3;
+  const double arithmetic = 5e10 * traits.multiprocessors * kSeconds;
+  if (!tiling.decode) return std::max(kSlow, arithmetic);
+  const double reuse = static_cast<double>(problem.group_size() * problem.shape.q_len);
+  const double flops_per_byte = 2 * reuse / static_cast<double>(size_of(problem.shape.dtype));
+  return std::max(kSlow,
+                  std::min(arithmetic, traits.bytes_per_second / 3 * kSeconds * flops_per_byte));
+}
+
 class CudaBackend : public core::Backend {
  public:
   CudaBackend(std::string name, const Driver& driver, int ordinal)
-      : name_(std::move(name)), gpu_(driver, ordinal) {}
+      : name_(std::move(name)), ordinal_(ordinal), gpu_(driver, ordinal) {}
 
   DeviceInfo device() const override {
     const Traits& t = gpu_.traits();
@@ -48,6 +63,31 @@ class CudaBackend : public core::Backend {
             .decode_as_prefill = false};
   }
 
+  bool reaches(const keyfold::Device& where) const override {
+    return where.type == DeviceType::kCpu || where.index == ordinal_;
+  }
+
+  void check_reaches(const char* name, const TensorView& tensor) const override {
+    const auto address = reinterpret_cast<CUdeviceptr>(tensor.data);
+    guard_begin(gpu_, [&](const std::shared_ptr<Device>&) {
+      const auto ask = [&](CUpointer_attribute which) -> std::optional<int> {
+        int value = 0;
+        if (gpu_.driver().pointer_get_attribute.quietly(static_cast<void*>(&value), which,
+                                                        address) != CUDA_SUCCESS) {
+          return std::nullopt;
+        }
+        return value;
+      };
+      const std::optional<int> type = ask(CU_POINTER_ATTRIBUTE_MEMORY_TYPE),
+                               owner = ask(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL);
+      if (type && (type != CU_MEMORYTYPE_DEVICE || owner == ordinal_)) return;
+      throw InvalidArgument(name, "expected memory on CUDA device " + std::to_string(ordinal_) +
+                                      ", got an address " +
+                                      (type ? "on CUDA device " + std::to_string(owner.value_or(-1))
+                                            : "that CUDA does not know"));
+    });
+  }
+
   std::string unsupported(const core::Problem& problem) const override {
     if (!gpu_.missing().empty()) return gpu_.missing();
     if (problem.shape.head_dim <= kMaxHeadDim && problem.shape.value_dim <= kMaxHeadDim) return {};
@@ -62,7 +102,7 @@ class CudaBackend : public core::Backend {
             .split_len = tiling.split_len,
             .row_align = std::max<std::int64_t>(1, tiling.tile_rows / problem.group_size()),
             .max_in_flight = static_cast<int>(gpu::kFrames),
-            .first_dispatch_flops = 2e9,
+            .first_dispatch_flops = first_dispatch_flops(problem, tiling, gpu_.traits()),
             .flops_per_second = shapes.flops_per_second(),
             // After a kernel's failure CUDA refuses the device until the process is started anew:
             // there is nothing to go back to.
@@ -71,6 +111,9 @@ class CudaBackend : public core::Backend {
 
   std::int64_t scratch_bytes(const core::Problem& problem, std::int64_t groups, std::int64_t rows,
                              int) const override {
+    if (problem.device != keyfold::Device{}) {
+      return DeviceRun::scratch_bytes(layout(problem), groups, rows);
+    }
     return layout(problem).total(groups, rows);
   }
 
@@ -90,6 +133,9 @@ class CudaBackend : public core::Backend {
 
   std::unique_ptr<core::Run> begin(const core::Problem& problem, const core::Block& block,
                                    int num_threads) override {
+    if (problem.device != keyfold::Device{}) {
+      return std::make_unique<DeviceRun>(gpu_, problem, block);
+    }
     return std::make_unique<CudaRun>(gpu_, problem, block, num_threads);
   }
 
@@ -99,7 +145,8 @@ class CudaBackend : public core::Backend {
   }
 
   std::string name_;
-  Gpu gpu_;
+  int ordinal_;
+  mutable Gpu gpu_;
 };
 
 }  // namespace

@@ -6,6 +6,8 @@
 namespace keyfold::cuda {
 namespace {
 
+constexpr cuuint64_t kMostIdle = 512 << 20;  // bytes that the pool keeps from call to call
+
 CUcontext primary_context(const Driver& driver, CUdevice device) {
   CUcontext context = nullptr;
   driver.device_primary_ctx_retain(&context, device);
@@ -48,9 +50,23 @@ void StreamParts::destroy() noexcept {
 
 Device::Device(const Driver& driver, CUdevice device, const Traits& traits, const Nvrtc& nvrtc)
     : driver_(driver),
+      handle_(device),
       context_(primary_context(driver, device)),
       buffers_(driver, context_),
       modules_(driver, context_, nvrtc, traits.capability) {}
+
+CUmemoryPool Device::stream_pool() {
+  const std::lock_guard lock(mutex_);
+  if (stream_pool_ != nullptr) return stream_pool_;
+  CUmemPoolProps properties{};
+  properties.allocType = CU_MEM_ALLOCATION_TYPE_PINNED;
+  properties.location = {CU_MEM_LOCATION_TYPE_DEVICE, handle_};
+  driver_.mem_pool_create(&stream_pool_, &properties);
+  cuuint64_t kept = kMostIdle;
+  driver_.mem_pool_set_attribute(stream_pool_, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+                                 static_cast<void*>(&kept));
+  return stream_pool_;
+}
 
 std::unique_ptr<StreamParts> Device::take_stream() {
   if (auto found = idle_streams_.take()) return found;

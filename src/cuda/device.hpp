@@ -43,6 +43,8 @@ class Device {
   const Driver& driver() const { return driver_; }
   CUcontext context() const { return context_; }
   BufferPool& buffers() { return buffers_; }
+  /// For memory that is taken and given back in the order of a stream. Throws Failure.
+  CUmemoryPool stream_pool();
   Modules& modules() { return modules_; }
   std::unique_ptr<StreamParts> take_stream();
   /// All that was submitted with it is done.
@@ -52,7 +54,10 @@ class Device {
 
  private:
   const Driver& driver_;
+  CUdevice handle_;
   CUcontext context_;  // kept until the process ends
+  std::mutex mutex_;
+  CUmemoryPool stream_pool_ = nullptr;  // likewise
   BufferPool buffers_;
   Modules modules_;
   gpu::Idle<StreamParts> idle_streams_;

@@ -65,6 +65,11 @@ class Entry {
   X(mem_alloc, cuMemAlloc)                               \
   X(mem_free, cuMemFree)                                 \
   X(mem_host_alloc, cuMemHostAlloc)                      \
+  X(mem_pool_create, cuMemPoolCreate)                    \
+  X(mem_pool_set_attribute, cuMemPoolSetAttribute)       \
+  X(mem_alloc_from_pool_async, cuMemAllocFromPoolAsync)  \
+  X(mem_free_async, cuMemFreeAsync)                      \
+  X(pointer_get_attribute, cuPointerGetAttribute)        \
   X(mem_free_host, cuMemFreeHost)                        \
   X(memcpy_htod_async, cuMemcpyHtoDAsync)                \
   X(memcpy_dtoh_async, cuMemcpyDtoHAsync)                \
@@ -72,6 +77,8 @@ class Entry {
   X(stream_create, cuStreamCreate)                       \
   X(stream_destroy, cuStreamDestroy)                     \
   X(stream_query, cuStreamQuery)                         \
+  X(stream_get_ctx, cuStreamGetCtx)                      \
+  X(stream_is_capturing, cuStreamIsCapturing)            \
   X(stream_synchronize, cuStreamSynchronize)             \
   X(stream_wait_event, cuStreamWaitEvent)                \
   X(event_create, cuEventCreate)                         \

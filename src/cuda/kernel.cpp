@@ -7,11 +7,18 @@
 #include "attend.cu.hpp"
 #include "common.cuh.hpp"
 #include "decode.cu.hpp"
+#include "decode_merge.cu.hpp"
+#include "decode_mma.cu.hpp"
+#include "fold.cuh.hpp"
 #include "hopper.cuh.hpp"
 #include "merge.cu.hpp"
+#include "mma.cu.hpp"
+#include "mma.cuh.hpp"
 #include "pairs.cu.hpp"
 #include "pairs.cuh.hpp"
 #include "params.cuh.hpp"
+#include "tensors.cu.hpp"
+#include "units.cuh.hpp"
 #include "wgmma.cu.hpp"
 #include "wgmma3.cu.hpp"
 
@@ -20,8 +27,12 @@ namespace keyfold::cuda {
 SourceFile kernel_source(const std::string& file) {
   for (const SourceFile& source : {SourceFile{"attend.cu", kernels::attend_cu},
                                    {"decode.cu", kernels::decode_cu},
+                                   {"decode_merge.cu", kernels::decode_merge_cu},
+                                   {"decode_mma.cu", kernels::decode_mma_cu},
                                    {"merge.cu", kernels::merge_cu},
+                                   {"mma.cu", kernels::mma_cu},
                                    {"pairs.cu", kernels::pairs_cu},
+                                   {"tensors.cu", kernels::tensors_cu},
                                    {"wgmma.cu", kernels::wgmma_cu},
                                    {"wgmma3.cu", kernels::wgmma3_cu}}) {
     if (file == source.name) return source;
@@ -30,10 +41,11 @@ SourceFile kernel_source(const std::string& file) {
 }
 
 const std::vector<SourceFile>& kernel_headers() {
-  static const auto& all = *new std::vector<SourceFile>{{"common.cuh", kernels::common_cuh},
-                                                        {"hopper.cuh", kernels::hopper_cuh},
-                                                        {"pairs.cuh", kernels::pairs_cuh},
-                                                        {"params.cuh", kernels::params_cuh}};
+  static const auto& all = *new std::vector<SourceFile>{
+      {"common.cuh", kernels::common_cuh}, {"fold.cuh", kernels::fold_cuh},
+      {"hopper.cuh", kernels::hopper_cuh}, {"mma.cuh", kernels::mma_cuh},
+      {"pairs.cuh", kernels::pairs_cuh},   {"params.cuh", kernels::params_cuh},
+      {"units.cuh", kernels::units_cuh}};
   return all;
 }
 

@@ -31,7 +31,7 @@ struct KernelSpec {
   bool jobs = false;
 };
 
-/// kernels/wgmma.cu and pairs.cuh have its twins.
+/// kernels/wgmma.cu, fold.cuh and pairs.cuh have its twins.
 struct Jobs {
   std::uint64_t memory = 0;  ///< address of the flags, or of the prepared keys
   std::uint32_t groups = 0, tiles = 0;

@@ -58,21 +58,113 @@ AttendShape attend_shape(const ShapeQuery& query) {
   return s;
 }
 
-std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query) {
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows) {
   constexpr std::uint32_t kShared = 227 << 10;  // of a block on Hopper
-  constexpr std::uint32_t kStages = 2, kBarriers = 16 + 32 * kStages;
-  const auto width = [](std::int64_t dim) {
-    return ceil_div(static_cast<std::uint32_t>(dim), 64) * 64;
+  const auto panels = [](std::int64_t dim) {
+    return ceil_div(static_cast<std::uint32_t>(dim), 64);
   };
-  const std::uint32_t head = width(query.head_dim), value = width(query.value_dim);
-  if (query.dtype == DType::kFloat32 || head > 256 || value > 256) return std::nullopt;
+  const std::uint32_t head = panels(query.head_dim), value = panels(query.value_dim);
+  if (query.dtype == DType::kFloat32 || head > 4 || value > 4) return std::nullopt;
   WgmmaShape s;
-  // Three warpgroups have 160 registers a thread: enough for an output of 64 columns.
-  s.warpgroups = head <= 64 && value <= 64 ? 3 : 2;
-  for (s.keys = 128; s.keys > 64; s.keys -= s.keys == 128 ? 32 : 16) {
-    s.shared_bytes = 2 * (s.rows() * head + kStages * s.keys * (head + value)) + kBarriers;
-    const std::uint32_t registers = s.keys / 2 + s.keys / 4 + value / 2;  // scores, weights, output
-    if (s.shared_bytes <= kShared && registers <= 192) return s;
+  // Scores and outputs of three warpgroups have to stay within 160 registers a thread, those of two
+  // within 232.
+  s.warpgroups = value <= 2 ? 3 : 2;
+  s.keys = value == 1 ? 192 : 128;
+  if (num_rows <= 1024) {
+    // Splits of about the same work, whatever the rows; warpgroups that all have some.
+    const auto rows = static_cast<std::uint32_t>(num_rows);
+    s.partial_len = std::clamp(16 * std::bit_ceil(rows), 2048u, 8192u) / s.keys * s.keys;
+    s.warpgroups = ceil_div(rows, 64 * ceil_div(rows, s.rows()));
+  }
+  s.weighings = value == 2 ? 2 : 1;
+  s.part_panels = head % 2 == 0 && s.keys == 128 ? 2 : 1;
+  s.part_keys = s.keys;
+  while (s.part_keys * value > s.keys * s.part_panels) s.part_keys /= 2;
+  const std::uint32_t slot = s.part_panels * s.keys * 128, queries = s.rows() * head * 128;
+  s.slots = (kShared - queries) / (slot + 16);
+  s.shared_bytes = queries + s.slots * slot + 16 * (s.slots + 1);  // barriers are behind the slots
+  return s;
+}
+
+std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
+                                  std::uint32_t max_shared_bytes) {
+  const bool single = query.dtype == DType::kFloat32;
+  const std::uint32_t element = single ? 4 : 2;
+  const auto head = static_cast<std::uint32_t>(query.head_dim);
+  const auto value = static_cast<std::uint32_t>(query.value_dim);
+  const std::uint32_t widest = std::max(head, value);
+  // Accumulators of scores and of outputs have to stay in registers together.
+  MmaShape s;
+  if (widest <= 128) {
+    s = {.blocks = single ? 1u : 2u, .row_warps = 4, .column_warps = 1, .keys = single ? 32u : 64u};
+  } else if (widest <= 256) {
+    s = {.blocks = 1, .row_warps = 8, .column_warps = 1, .keys = single ? 16u : 64u};
+    if (single && widest <= 192) s.keys = 32;
+  } else if (widest <= 512) {
+    s = {.blocks = 1,
+         .row_warps = single ? 2u : 4u,
+         .column_warps = single ? 4u : 2u,
+         .keys = single ? 16u : 32u};
+  } else {
+    s = {.blocks = 1, .row_warps = single ? 2u : 4u, .column_warps = 3, .keys = 16};
+  }
+  // Rows of tiles are whole lines of 128 bytes, and so are the parts of several column warps.
+  const auto row_bytes = [&](std::uint32_t dim) {
+    return ceil_div(ceil_div(dim, s.column_warps) * element, 128) * s.column_warps * 128;
+  };
+  const std::uint32_t key_bytes = row_bytes(head) + row_bytes(value);
+  const std::uint32_t part_bytes = s.column_warps > 1 ? s.column_warps * s.keys * 4 : 0;
+  const std::uint32_t q_bytes = row_bytes(head) + part_bytes + (masked ? 16 : 8);
+  for (; s.row_warps > 0; s.row_warps /= 2) {
+    for (s.stages = 2; s.stages > 0; --s.stages) {
+      s.shared_bytes = s.rows() * q_bytes + s.stages * s.keys * key_bytes;
+      if (s.shared_bytes > max_shared_bytes) continue;
+      constexpr std::uint32_t kOfBlock = 1 << 10;  // that the system takes
+      s.resident = std::min(std::max(1u, 256 / s.threads()),
+                            (max_shared_bytes + kOfBlock) / (s.shared_bytes + kOfBlock));
+      return s;
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int64_t num_indices,
+                                               std::uint32_t max_shared_bytes) {
+  constexpr std::uint32_t kOfBlock = 1 << 10;  // that the system takes
+  if (query.dtype == DType::kFloat32) return std::nullopt;
+  const std::uint32_t head = gpu::padded_dim(query.dtype, query.head_dim);
+  const std::uint32_t value = gpu::padded_dim(query.dtype, query.value_dim);
+  const auto up = [](std::uint32_t x, std::uint32_t to) { return ceil_div(x, to) * to; };
+  DecodeMmaShape s;
+  s.step = std::max(head, value) <= 64 ? 32 : 16;
+  s.row_team = num_indices > 16 && value <= 128 && head <= 128 ? 2 : 1;
+  s.column_team = value <= 256 ? 1 : 4;
+  s.streams = value <= 256 ? 4 : 2;
+  // As decode_mma.cu lays it out.
+  const std::uint32_t width =
+      s.column_team == 1 ? up(value, 16) : up(value, 64 * s.column_team) / s.column_team;
+  const auto pitch = [](std::uint32_t elements) {
+    const std::uint32_t words = elements / 8;
+    return 16 * (words % 8 == 0 ? words : words | 1);
+  };
+  const std::uint32_t head_pitch = pitch(up(head, 16)), value_pitch = pitch(width * s.column_team);
+  const std::uint32_t slot = up(s.step * std::max(head_pitch, value_pitch), 128);
+  const bool shared_query = up(head, 16) / 4 + width / 2 > 160;
+  const bool paired = head != value && (head % 16 != 0 || width * s.column_team != value);
+  // Registers suffice for eight warps.
+  for (s.resident = 8 / s.warps(); s.resident > 0; --s.resident) {
+    for (s.exchanged = 32; s.exchanged >= 16; s.exchanged /= 2) {
+      const std::uint32_t pass = std::min(width / 8, std::max(1u, s.exchanged / s.warps()));
+      const std::uint32_t fixed = (shared_query ? up(s.rows() * head_pitch, 128) : 0) +
+                                  s.warps() * 8 * (8 * pass + 8) * 4 + s.streams * s.rows() * 8 +
+                                  s.rows() * 4;
+      const std::uint32_t room = (max_shared_bytes + kOfBlock) / s.resident - kOfBlock;
+      if (room < fixed) continue;
+      s.slots = std::min(12 / s.resident, (room - fixed) / (s.streams * slot));
+      if (paired) s.slots = s.slots / 2 * 2;
+      s.shared_bytes = fixed + s.slots * s.streams * slot;
+      if (s.slots >= 3) return s;
+    }
   }
   return std::nullopt;
 }

@@ -24,6 +24,8 @@ inline constexpr std::uint32_t kMaxSharedBytes = 64 << 10;
 /// Keys of a split of each kernel: constants, as bits depend on them.
 inline constexpr std::uint32_t kPrefillSplitLen = 1024;
 inline constexpr std::uint32_t kDecodeSplitLen = 512;
+inline constexpr std::uint32_t kDecodeMmaSplitLen = 4096, kDecodeMmaUnitLen = 512;
+inline constexpr std::uint32_t kDecodeMergeThreads = 512;  ///< at most; a warp takes a split
 
 /// kernels/attend.cu. A block is `ty` x `tx` threads of `tr` rows x `tc` keys.
 struct AttendShape {
@@ -42,10 +44,35 @@ struct AttendShape {
 struct WgmmaShape {
   std::uint32_t warpgroups = 0;
   std::uint32_t keys = 0;  ///< of a tile
+  /// K and V of a tile come in parts: some panels of 64 columns of K, some keys of V.
+  std::uint32_t part_panels = 0, part_keys = 0;
+  std::uint32_t slots = 0;      ///< for parts
+  std::uint32_t weighings = 0;  ///< steps in which scores become weights and meet V
   std::uint32_t shared_bytes = 0;
 
   std::uint32_t threads() const { return 128 * (warpgroups + 1); }
   std::uint32_t rows() const { return 64 * warpgroups; }
+  /// Where chunks may end, and sums of weights are closed.
+  std::uint32_t split_len() const { return partial_len != 0 ? partial_len : 8 * keys; }
+  /// Length of the splits that are reduced each on its own, so that few rows keep a large device
+  /// busy; 0: the kernel folds split after split.
+  std::uint32_t partial_len = 0;
+};
+
+/// kernels/mma.cu. A block has `row_warps` x `column_warps` warps of `blocks` of 16 rows. Results
+/// depend on `keys` and the column warps, which only the dtype and the dims decide; how much of a
+/// tile fits into shared memory decides the rest.
+struct MmaShape {
+  std::uint32_t blocks = 0;
+  std::uint32_t row_warps = 0;
+  std::uint32_t column_warps = 0;  ///< parts of the output's columns
+  std::uint32_t keys = 0;          ///< of a tile
+  std::uint32_t stages = 0;        ///< tiles of keys in shared memory
+  std::uint32_t resident = 0;      ///< blocks that share a multiprocessor
+  std::uint32_t shared_bytes = 0;
+
+  std::uint32_t threads() const { return kWarp * row_warps * column_warps; }
+  std::uint32_t rows() const { return 16 * blocks * row_warps; }
   /// Where chunks may end, and sums of weights are closed.
   std::uint32_t split_len() const { return 8 * keys; }
 };
@@ -77,6 +104,22 @@ struct DecodeShape {
   std::uint32_t rows(std::int64_t num_indices) const;
 };
 
+/// kernels/decode_mma.cu: `streams` of `row_team` x `column_team` warps, each with a ring of
+/// `slots` steps of keys. Results depend on `step` and `streams`, which the dims alone decide.
+struct DecodeMmaShape {
+  std::uint32_t step = 0;  ///< keys
+  std::uint32_t streams = 0;
+  std::uint32_t row_team = 0, column_team = 0;
+  std::uint32_t slots = 0;
+  std::uint32_t resident = 0;   ///< blocks that share a multiprocessor
+  std::uint32_t exchanged = 0;  ///< blocks of 8 x 8 values that a block's warps exchange at a time
+  std::uint32_t shared_bytes = 0;
+
+  std::uint32_t warps() const { return streams * row_team * column_team; }
+  std::uint32_t threads() const { return kWarp * warps(); }
+  std::uint32_t rows() const { return 16 * row_team; }
+};
+
 /// kernels/merge.cu.
 struct MergeShape {
   std::uint32_t rows = 0;   ///< of a block
@@ -86,12 +129,19 @@ struct MergeShape {
   std::uint32_t threads() const { return rows * lanes; }
 };
 
-/// nullopt for float32, and where registers or shared memory are too few.
-std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query);
+/// For `num_rows` rows of a group. nullopt for float32, and where registers or shared memory are
+/// too few.
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows);
 /// nullopt for all but float32, and where registers or shared memory are too few.
 std::optional<Wgmma3Shape> wgmma3_shape(const ShapeQuery& query);
+/// nullopt where `max_shared_bytes`, of a block, do not suffice. `masked`: rows have masks.
+std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
+                                  std::uint32_t max_shared_bytes);
 AttendShape attend_shape(const ShapeQuery& query);
 DecodeShape decode_shape(const ShapeQuery& query);
+/// For `num_indices` rows of a group. nullopt for float32, and as mma_shape().
+std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int64_t num_indices,
+                                               std::uint32_t max_shared_bytes);
 /// `many`: splits of a few rows, rather than few splits of many.
 MergeShape merge_shape(const ShapeQuery& query, bool many);
 

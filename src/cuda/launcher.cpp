@@ -38,7 +38,7 @@ Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& w
 std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk) const {
   const gpu::Waves cut = gpu::cut_chunk(gpu::work_of(layout_, block_, box, chunk, kMaxGridZ));
   const bool partial = !cut.direct;
-  const KernelSpec main = shapes_.main(partial), merge = shapes_.merge();
+  const KernelSpec main = shapes_.main(partial);
   const std::optional<KernelSpec> prepare = shapes_.prepare(), careful = shapes_.careful();
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {
@@ -47,7 +47,9 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
     if (prepare) launches.push_back(launch_of(*prepare, shapes_.prepare_grid(wave), wave, params));
     launches.push_back(launch_of(main, grid, wave, params));
     if (careful) launches.push_back(launch_of(*careful, grid, wave, params));
-    if (partial) launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, params));
+    if (!partial) continue;
+    launches.push_back(
+        launch_of(shapes_.fold_partials(wave), shapes_.fold_grid(wave), wave, params));
   }
   return launches;
 }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cuda/errors.hpp"
+#include "cuda/tensors.hpp"
 #include "gpu/waves.hpp"
 
 namespace keyfold::cuda {
@@ -22,7 +23,9 @@ CudaRun::OnDevice::OnDevice(std::shared_ptr<Device> made, const gpu::Layout& lay
   const std::int64_t groups = block.group_end - block.group_begin;
   const std::int64_t rows = block.row_end - block.row_begin;
   const std::int64_t states = layout.states(groups, rows), partials = layout.partial_rows(rows);
-  start = {device, Use::kPinned, layout.q(states) + layout.ml(states)};
+  const auto sinks_bytes = static_cast<std::int64_t>(layout.problem.sinks.size() * sizeof(float));
+  start = {device, Use::kPinned, layout.q(states) + layout.ml(states) + sinks_bytes};
+  if (sinks_bytes > 0) sinks = {device, Use::kDevice, sinks_bytes};
   q = {device, Use::kDevice, layout.q(states)};
   state = {device, Use::kDevice, layout.state(states)};
   if (partials > 0) {
@@ -83,12 +86,18 @@ CudaRun::CudaRun(Gpu& gpu, const core::Problem& problem, const core::Block& bloc
 void CudaRun::begin_state() {
   const Driver& driver = on_->device->driver();
   const std::int64_t q = layout_.q(states()), o = layout_.o(states()), ml = layout_.ml(states());
+  const std::size_t sinks = problem_.sinks.size() * sizeof(float);
+  if (sinks > 0) std::memcpy(on_->start->host + q + ml, problem_.sinks.data(), sinks);
   on_->stream.submit([&](CUstream stream) {
     driver.memcpy_htod_async(on_->q->address, static_cast<const void*>(on_->start->host), usize(q),
                              stream);
     driver.memset_d8_async(on_->state->address, static_cast<unsigned char>(0), usize(o), stream);
     driver.memcpy_htod_async(on_->state->address + usize(o),
                              static_cast<const void*>(on_->start->host + q), usize(ml), stream);
+    if (sinks > 0) {
+      driver.memcpy_htod_async(on_->sinks->address,
+                               static_cast<const void*>(on_->start->host + q + ml), sinks, stream);
+    }
   });
   on_->stream.wait();
 }
@@ -168,10 +177,42 @@ void CudaRun::merge(core::Run& other) {
   });
 }
 
+void CudaRun::finish_state() {
+  // As for tensors on the device, so that results have the same bits; but where the state is.
+  const std::int64_t heads = problem_.group_size(), width = layout_.padded_value_dim();
+  const std::int64_t indices = (block_.row_end - block_.row_begin) * heads;
+  const std::int64_t kv_heads = problem_.shape.num_kv_heads;
+  const gpu::Address o = on_->state->address;
+  const gpu::Address ml = o + static_cast<gpu::Address>(layout_.o(states()));
+  const auto rows = [&](gpu::Address at, std::int64_t pitch) {
+    return Rows{.at = at - static_cast<gpu::Address>(block_.group_begin * indices * pitch),
+                .batch = kv_heads * indices * pitch,
+                .group = indices * pitch,
+                .head = pitch,
+                .row = heads * pitch,
+                .column = 4};
+  };
+  const Finish what{.place = place_of(problem_, block_),
+                    .o = o,
+                    .ml = ml,
+                    .out = rows(o, 4 * width),
+                    .lse = rows(ml, 8),
+                    .sinks = on_->sinks ? on_->sinks->address : 0,
+                    .sink_step = 4,
+                    .sinks_wide = 1,
+                    .out_wide = 1,
+                    .value_dim = static_cast<std::uint32_t>(problem_.shape.value_dim),
+                    .padded_value_dim = static_cast<std::uint32_t>(width)};
+  const TensorKernels tensors(*on_->device, problem_);
+  on_->stream.submit([&](CUstream stream) { tensors.finish(stream, what); });
+  on_->stream.wait();
+}
+
 void CudaRun::finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) {
   guarded([&] {
+    finish_state();
     const gpu::HostState state = download();
-    arena_.execute([&] { gpu::write_rows(problem_, block_, state, out, lse); });
+    arena_.execute([&] { gpu::write_rows(problem_, block_, state, out, lse, true); });
   });
 }
 

@@ -35,8 +35,8 @@ class CudaRun : public core::Run {
     RunMemory memory() const;
 
     std::shared_ptr<Device> device;
-    BufferLease start;  // q, then ml, as the run begins
-    BufferLease q, state, partial_o, partial_ml, flags, prepared;
+    BufferLease start;  // q, ml, sinks, as the run begins
+    BufferLease q, state, partial_o, partial_ml, flags, prepared, sinks;
     BufferLease transfer;  // a piece of the state on its way to the host
     Keys keys;
     struct Frame {
@@ -47,6 +47,7 @@ class CudaRun : public core::Run {
     Stream stream;  // last: it waits before the buffers go
   };
   void begin_state();
+  void finish_state();
   OnDevice::Frame& next_frame() { return on_->frames[on_->stream.submitted() % gpu::kFrames]; }
   gpu::HostState download();
   std::int64_t states() const { return gpu::states_of(layout_, block_); }

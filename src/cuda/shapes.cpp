@@ -17,8 +17,11 @@ std::uint32_t u32(std::int64_t value) { return static_cast<std::uint32_t>(value)
 }  // namespace
 
 std::vector<std::string> kernel_names(const Traits& traits) {
-  if (traits.capability == 90) return {"wgmma", "scalar"};
-  return {"scalar"};
+  std::vector<std::string> names;
+  if (traits.capability == 90) names.emplace_back("wgmma");
+  if (traits.capability >= 80) names.emplace_back("mma");
+  names.emplace_back("scalar");
+  return names;
 }
 
 std::string selected_kernel(const Traits& traits) {
@@ -30,24 +33,38 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
   const ShapeQuery query{shape.dtype, shape.head_dim, shape.value_dim};
   const bool few = shape.q_len <= kFewRows;
   merge_ = merge_shape(query, few);
+  const std::string selected = selected_kernel(traits);
   if (few) {
+    const std::int64_t indices = shape.q_len * problem.group_size();
+    if (selected != "scalar")
+      decode_mma_ = decode_mma_shape(query, indices, traits.max_shared_bytes);
+    if (decode_mma_) {
+      name_ = "mma";
+      device_blocks_ = decode_mma_->resident * u32(traits.multiprocessors);
+      tiling_ = {.split_len = kDecodeMmaSplitLen,
+                 .tile_rows = decode_mma_->rows(),
+                 .decode = true,
+                 .units = kDecodeMmaSplitLen / kDecodeMmaUnitLen};
+      return;
+    }
     decode_ = decode_shape(query);
-    tiling_ = {.split_len = kDecodeSplitLen,
-               .tile_rows = decode_.rows(shape.q_len * problem.group_size()),
-               .decode = true};
+    tiling_ = {.split_len = kDecodeSplitLen, .tile_rows = decode_.rows(indices), .decode = true};
     return;
   }
-  if (selected_kernel(traits) == "wgmma") {
-    wgmma_ = wgmma_shape(query);
+  if (selected == "wgmma") {
+    wgmma_ = wgmma_shape(query, shape.q_len * problem.group_size());
     wgmma3_ = wgmma3_shape(query);
   }
-  multiprocessors_ = u32(traits.multiprocessors);
+  device_blocks_ = u32(traits.multiprocessors);
   if (wgmma_) {
     name_ = "wgmma";
     flops_per_second_ = 4e14;
+    const bool partial = wgmma_->partial_len != 0;
+    merge_ = merge_shape(query, partial);
     tiling_ = {.split_len = wgmma_->split_len(),
                .tile_rows = wgmma_->rows(),
-               .folds = true,
+               .decode = partial,
+               .folds = !partial,
                .flag_rows = 64};
     return;
   }
@@ -55,11 +72,25 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
     name_ = "wgmma3";
     flops_per_second_ = 1e14;
     const bool apart = shape.q_len * problem.group_size() <= Wgmma3Shape::kFewRows;
+    merge_ = merge_shape(query, apart);
     tiling_ = {.split_len = kPrefillSplitLen,
                .tile_rows = wgmma3_->rows(),
                .decode = apart,
                .folds = !apart,
                .split_bytes = kPrefillSplitLen / wgmma3_->keys * wgmma3_->tile_bytes};
+    return;
+  }
+  if (selected != "scalar") {
+    mma_ = mma_shape(query, problem.mask.has_value(), traits.max_shared_bytes);
+  }
+  if (mma_) {
+    name_ = "mma";
+    device_blocks_ = mma_->resident * u32(traits.multiprocessors);
+    flops_per_second_ = shape.dtype == DType::kFloat32 ? 2e13 : 1e14;
+    tiling_ = {.split_len = mma_->split_len(),
+               .tile_rows = mma_->rows(),
+               .folds = true,
+               .flag_rows = mma_->rows()};
     return;
   }
   attend_ = attend_shape(query);
@@ -86,16 +117,51 @@ KernelSpec Shapes::spec(const std::string& name, std::uint32_t threads,
           .shared_bytes = shared_bytes};
 }
 
+KernelSpec Shapes::folding(const std::string& name, std::uint32_t threads,
+                           std::uint32_t shared_bytes, std::uint32_t keys, bool careful) const {
+  KernelSpec kernel = spec(name, threads, shared_bytes);
+  kernel.options.push_back(define("KEYS", keys));
+  kernel.options.push_back(define("FINISHED", gpu::finishes_scores(problem_) ? 1 : 0));
+  kernel.options.push_back(define("CAREFUL", careful ? 1 : 0));
+  kernel.jobs = true;
+  return kernel;
+}
+
 KernelSpec Shapes::wgmma(bool careful) const {
-  KernelSpec kernel = spec("wgmma", wgmma_->threads(), wgmma_->shared_bytes);
-  const bool finished = gpu::finishes_scores(problem_);
+  const WgmmaShape& s = *wgmma_;
+  KernelSpec kernel = folding("wgmma", s.threads(), s.shared_bytes, s.keys, careful);
   for (std::string& option :
-       std::vector{define("WARPGROUPS", wgmma_->warpgroups), define("KEYS", wgmma_->keys),
-                   define("FINISHED", finished ? 1 : 0), define("CAREFUL", careful ? 1 : 0)}) {
+       std::vector{define("WARPGROUPS", s.warpgroups), define("PART_PANELS", s.part_panels),
+                   define("PART_KEYS", s.part_keys), define("SLOTS", s.slots),
+                   define("WEIGHINGS", s.weighings), define("PARTIAL", tiling_.folds ? 0 : 1)}) {
     kernel.options.push_back(std::move(option));
   }
-  kernel.tiles = {.q_rows = 64, .k_rows = wgmma_->keys, .v_rows = wgmma_->keys, .columns = 64};
-  kernel.jobs = true;
+  kernel.tiles = {.q_rows = 64, .k_rows = s.keys, .v_rows = s.part_keys, .columns = 64};
+  return kernel;
+}
+
+KernelSpec Shapes::mma(bool careful) const {
+  const MmaShape& s = *mma_;
+  KernelSpec kernel = folding("mma", s.threads(), s.shared_bytes, s.keys, careful);
+  for (std::string& option :
+       std::vector{define("BLOCKS", s.blocks), define("ROW_WARPS", s.row_warps),
+                   define("COLUMN_WARPS", s.column_warps), define("STAGES", s.stages),
+                   define("RESIDENT", s.resident), define("SHARED", s.shared_bytes)}) {
+    kernel.options.push_back(std::move(option));
+  }
+  return kernel;
+}
+
+KernelSpec Shapes::decode_mma() const {
+  const DecodeMmaShape& s = *decode_mma_;
+  KernelSpec kernel = folding("decode_mma", s.threads(), s.shared_bytes, s.step, false);
+  for (std::string& option :
+       std::vector{define("UNIT_LEN", kDecodeMmaUnitLen), define("STREAMS", s.streams),
+                   define("ROW_TEAM", s.row_team), define("COLUMN_TEAM", s.column_team),
+                   define("SLOTS", s.slots), define("RESIDENT", s.resident),
+                   define("EXCHANGED", s.exchanged), define("SHARED", s.shared_bytes)}) {
+    kernel.options.push_back(std::move(option));
+  }
   return kernel;
 }
 
@@ -122,12 +188,15 @@ Grid Shapes::prepare_grid(const gpu::Wave& wave) const {
 }
 
 std::optional<KernelSpec> Shapes::careful() const {
-  if (!wgmma_) return std::nullopt;
-  return wgmma(true);
+  if (wgmma_) return wgmma(true);
+  if (mma_) return mma(true);
+  return std::nullopt;
 }
 
 KernelSpec Shapes::main(bool partial) const {
   if (wgmma_) return wgmma(false);
+  if (mma_) return mma(false);
+  if (decode_mma_) return decode_mma();
   if (wgmma3_) return wgmma3("wgmma3", wgmma3_->threads(), wgmma3_->shared_bytes);
   if (tiling_.decode) {
     KernelSpec kernel = spec("decode", decode_.threads(), 0);
@@ -151,10 +220,11 @@ KernelSpec Shapes::main(bool partial) const {
 }
 
 Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
-  if (wgmma_ || wgmma3_) {
-    const std::int64_t jobs = wave.num_groups * (partial ? wave.num_splits : 1) *
-                              gpu::ceil_div(wave.num_indices, tiling_.tile_rows);
-    return {.x = u32(std::min<std::int64_t>(multiprocessors_, jobs))};
+  if (wgmma_ || wgmma3_ || mma_ || decode_mma_) {
+    const std::int64_t parts = partial ? wave.num_splits * tiling_.units : 1;
+    const std::int64_t jobs =
+        wave.num_groups * gpu::ceil_div(wave.num_indices, tiling_.tile_rows) * parts;
+    return {.x = u32(std::min<std::int64_t>(device_blocks_, jobs))};
   }
   return {u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows)),
           partial ? u32(wave.num_splits) : 1, u32(wave.num_groups)};
@@ -170,6 +240,20 @@ KernelSpec Shapes::merge() const {
 
 Grid Shapes::merge_grid(const gpu::Wave& wave) const {
   return {u32(gpu::ceil_div(wave.num_indices, merge_.rows)), 1, u32(wave.num_groups)};
+}
+
+KernelSpec Shapes::fold_partials(const gpu::Wave& wave) const {
+  if (!decode_mma_) return merge();
+  KernelSpec kernel = spec("decode_merge", kDecodeMergeThreads, 0);
+  kernel.options.push_back(define("UNIT_LEN", kDecodeMmaUnitLen));
+  // A warp takes a split.
+  kernel.threads = u32(std::min<std::int64_t>(kDecodeMergeThreads, kWarp * wave.num_splits));
+  return kernel;
+}
+
+Grid Shapes::fold_grid(const gpu::Wave& wave) const {
+  if (!decode_mma_) return merge_grid(wave);
+  return {u32(wave.num_indices), 1, u32(wave.num_groups)};
 }
 
 }  // namespace keyfold::cuda

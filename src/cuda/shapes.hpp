@@ -15,9 +15,9 @@
 namespace keyfold::cuda {
 
 /// The kernels of prefill that a device can run, the fastest first; wgmma stands for wgmma3 too,
-/// its twin for float32.
+/// its twin for float32. Where one cannot do a problem, the next does it.
 std::vector<std::string> kernel_names(const Traits& traits);
-/// KEYFOLD_CUDA_KERNEL, else the first of them. Throws InvalidArgument for another.
+/// KEYFOLD_CUDA_KERNEL, else the first of them. Throws InvalidArgument for another name.
 std::string selected_kernel(const Traits& traits);
 
 /// Blocks of a launch.
@@ -42,12 +42,15 @@ class Shapes {
   /// What has to run in front of main(), and its blocks for a wave: see kernels/pairs.cu.
   std::optional<KernelSpec> prepare() const;
   Grid prepare_grid(const gpu::Wave& wave) const;
-  /// What has to run behind main(), for the jobs that it has left: see kernels/wgmma.cu.
+  /// What has to run behind main(), for the jobs that it has left: see kernels/fold.cuh.
   std::optional<KernelSpec> careful() const;
 
   KernelSpec merge() const;
   std::int64_t merge_rows() const { return merge_.rows; }
   Grid merge_grid(const gpu::Wave& wave) const;
+  /// What folds the partial states that main() gives for a wave: decode_mma.cu has its own.
+  KernelSpec fold_partials(const gpu::Wave& wave) const;
+  Grid fold_grid(const gpu::Wave& wave) const;
 
  private:
   static constexpr std::int64_t kFewRows = 8;  // that decode takes; q_len alone decides
@@ -56,7 +59,12 @@ class Shapes {
   /// less.
   KernelSpec spec(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes) const;
 
+  /// With what a kernel of jobs is compiled for besides.
+  KernelSpec folding(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes,
+                     std::uint32_t keys, bool careful) const;
   KernelSpec wgmma(bool careful) const;
+  KernelSpec mma(bool careful) const;
+  KernelSpec decode_mma() const;
   KernelSpec wgmma3(const std::string& name, std::uint32_t threads,
                     std::uint32_t shared_bytes) const;
 
@@ -64,8 +72,10 @@ class Shapes {
   std::string name_ = "scalar";
   gpu::Tiling tiling_;
   double flops_per_second_ = 1e13;
-  std::uint32_t multiprocessors_ = 1;
+  std::uint32_t device_blocks_ = 1;  ///< of a kernel with jobs, on the whole device
   std::optional<WgmmaShape> wgmma_;
+  std::optional<MmaShape> mma_;
+  std::optional<DecodeMmaShape> decode_mma_;
   std::optional<Wgmma3Shape> wgmma3_;
   AttendShape attend_;
   DecodeShape decode_;

@@ -101,7 +101,7 @@ Work work_of(const Layout& layout, const core::Block& block, const ChunkBox& box
           .splits = chunk.num_splits,
           .tile_rows = layout.tiling.tile_rows,
           .max_groups = max_groups,
-          .partials = layout.partial_rows(block.row_end - block.row_begin),
+          .partials = layout.partial_rows(block.row_end - block.row_begin) / layout.tiling.units,
           .prepared = layout.prepared_splits(block.group_end - block.group_begin,
                                              block.row_end - block.row_begin),
           .decode = layout.tiling.decode,

@@ -9,7 +9,8 @@
 namespace keyfold::gpu {
 
 void write_rows(const core::Problem& problem, const core::Block& block, const HostState& state,
-                const MutableTensorView& out, const std::optional<MutableTensorView>& lse) {
+                const MutableTensorView& out, const std::optional<MutableTensorView>& lse,
+                bool finished) {
   const std::int64_t heads = problem.group_size(), kv_heads = problem.shape.num_kv_heads;
   const std::int64_t indices = (block.row_end - block.row_begin) * heads;
   const std::int64_t rows = (block.group_end - block.group_begin) * indices;
@@ -19,7 +20,8 @@ void write_rows(const core::Problem& problem, const core::Block& block, const Ho
     const std::int64_t row = block.row_begin + index / heads;
     std::optional<float> sink;
     if (!problem.sinks.empty()) sink = problem.sinks[static_cast<std::size_t>(head)];
-    const core::RowEnd end = core::end_row(state.ml[2 * i], state.ml[2 * i + 1], sink);
+    const core::RowEnd end = finished ? core::RowEnd{1, 1, state.ml[2 * i]}
+                                      : core::end_row(state.ml[2 * i], state.ml[2 * i + 1], sink);
     const float* o = &state.o[i * state.padded_value_dim];
     for (std::int64_t d = 0; d < problem.shape.value_dim; ++d) {
       core::store_float(core::element(out, batch, head, row, d), out.dtype,

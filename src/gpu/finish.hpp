@@ -17,7 +17,9 @@ struct HostState {
 };
 
 /// Normalises, sinks included, and writes the block's rows; on the threads of the caller's arena.
+/// `finished`: the device has normalised them, and lse stands in the place of m.
 void write_rows(const core::Problem& problem, const core::Block& block, const HostState& state,
-                const MutableTensorView& out, const std::optional<MutableTensorView>& lse);
+                const MutableTensorView& out, const std::optional<MutableTensorView>& lse,
+                bool finished = false);
 
 }  // namespace keyfold::gpu

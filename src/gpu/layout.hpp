@@ -23,7 +23,8 @@ struct Tiling {
   std::int64_t split_len = 0;
   std::int64_t tile_rows = 0;  ///< row indices of a workgroup
   bool decode = false;         ///< short kernels, which give partial states only
-  bool folds = false;  ///< it goes on from the state, split after split: never partial states
+  bool folds = false;      ///< it goes on from the state, split after split: never partial states
+  std::int64_t units = 1;  ///< parts of a split with partial states of their own
   std::int64_t flag_rows = 0;    ///< row indices that share a flag of the kernel's; 0 without flags
   std::int64_t split_bytes = 0;  ///< of a group's split, whose keys are prepared first; 0 where not
 };
@@ -52,14 +53,18 @@ struct Layout {
     if (tiling.folds) return 0;
     const std::int64_t indices = rows * problem.group_size();
     const std::int64_t tiles = tiling.decode ? kDecodeTiles : kBusyTiles;
-    return std::max(indices, std::min(tiles * std::min(indices, tiling.tile_rows),
-                                      kMaxPartials / (padded_value_dim() * 4)));
+    return std::max(tiling.units * indices, std::min(tiles * std::min(indices, tiling.tile_rows),
+                                                     kMaxPartials / (padded_value_dim() * 4)));
   }
   /// The flags, 32 bits each.
   std::int64_t flags(std::int64_t groups, std::int64_t rows) const {
     if (tiling.flag_rows == 0) return 0;
-    const std::int64_t tiles = ceil_div(rows * problem.group_size(), tiling.tile_rows);
-    return 4 * groups * tiles * (tiling.tile_rows / tiling.flag_rows);
+    const std::int64_t tile = tiling.tile_rows, indices = rows * problem.group_size();
+    // Tiles of a wave; of partial states, at most: where the last of a group's is not full, too.
+    const std::int64_t tiles = tiling.folds
+                                   ? groups * ceil_div(indices, tile)
+                                   : std::max(kDecodeTiles, 2 * ceil_div(partial_rows(rows), tile));
+    return 4 * tiles * (tile / tiling.flag_rows);
   }
   /// Splits of a group that a wave can have prepared keys of; 0 where none are.
   std::int64_t prepared_splits(std::int64_t groups, std::int64_t rows) const {

@@ -19,7 +19,7 @@ struct Work {
   std::int64_t groups = 0, indices = 0, splits = 0;
   std::int64_t tile_rows = 0;   ///< indices of a workgroup
   std::int64_t max_groups = 0;  ///< workgroups along z that the device takes
-  std::int64_t partials = 0;    ///< partial states that there is room for
+  std::int64_t partials = 0;    ///< partial states of splits that there is room for
   std::int64_t prepared = 0;    ///< splits of a group that fit into a wave; 0: all
   bool decode = false;          ///< the kernel gives partial states only
   bool folds = false;           ///< it never gives any

@@ -13,15 +13,16 @@ namespace {
 constexpr std::int64_t kCopyBytes = 4 << 20;  // that go to the device together
 
 /// In bytes.
-Dims strides_of(const char* name, const TensorView& t, std::int64_t offset) {
-  const std::int64_t size = size_of(t.dtype);
+Dims byte_strides(const TensorView& t) {
   Dims steps = t.strides;
   for (std::size_t axis = 0; axis < 4; ++axis) {
-    steps[axis] = t.sizes[axis] == 1 && axis < 3 ? 0 : t.strides[axis] * size;
+    steps[axis] = t.sizes[axis] == 1 && axis < 3 ? 0 : t.strides[axis] * size_of(t.dtype);
   }
-  const bool aligned = offset % 16 == 0 && steps[0] % 16 == 0 && steps[1] % 16 == 0 &&
-                       steps[2] % 16 == 0 && t.sizes[3] * size % 16 == 0;
-  if (aligned && (t.sizes[3] == 1 || t.strides[3] == 1)) return steps;
+  return steps;
+}
+
+Dims strides_of(const char* name, const TensorView& t, std::int64_t offset) {
+  if (in_words(t, static_cast<Address>(offset))) return byte_strides(t);
   throw RunError(ErrorCode::kUnsupported,
                  std::string(name) +
                      " in device memory: expected dense rows that begin at multiples of 16 bytes "
@@ -30,6 +31,12 @@ Dims strides_of(const char* name, const TensorView& t, std::int64_t offset) {
 }
 
 }  // namespace
+
+bool in_words(const TensorView& t, Address at) {
+  const Dims steps = byte_strides(t);
+  return at % 16 == 0 && steps[0] % 16 == 0 && steps[1] % 16 == 0 && steps[2] % 16 == 0 &&
+         t.sizes[3] * size_of(t.dtype) % 16 == 0 && (t.sizes[3] == 1 || t.strides[3] == 1);
+}
 
 bool same_keys(const ChunkBox& a, const ChunkBox& b) {
   return a.key_begin == b.key_begin && a.key_end == b.key_end && a.group_begin == b.group_begin &&

@@ -12,6 +12,9 @@
 
 namespace keyfold::gpu {
 
+/// Whether kernels can read the rows of a tensor at this address in words of 16 bytes.
+bool in_words(const TensorView& tensor, Address at);
+
 /// Whether two chunks meet the same keys of the same groups.
 bool same_keys(const ChunkBox& a, const ChunkBox& b);
 

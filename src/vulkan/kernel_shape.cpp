@@ -36,14 +36,18 @@ std::uint32_t shared_bytes(const AttendShape& s, std::uint32_t elements) {
 
 /// As matrix.comp declares it, with a mask.
 std::uint32_t shared_bytes(const MatrixShape& s, const Dims& dims, bool in_registers) {
-  const auto line = [&](std::uint32_t words) {
-    return ceil_div(ceil_div(words * dims.elements, s.size) * s.size, 8) + 1;
-  };
-  const std::uint32_t marks = s.rows() * ceil_div(dims.value_words, 2) + kMatrixSplitLen / 32 + 1;
-  const std::uint32_t matrix = s.size * s.size;
-  const std::uint32_t weights = s.subgroups * matrix * 4 + s.rows() * s.keys * 2;
-  return s.keys * (line(dims.head_words) + line(dims.value_words)) * 16 + matrix * 4 +
-         s.rows() * 24 + marks * 4 + (in_registers ? 0 : weights);
+  const std::uint32_t head_steps = ceil_div(dims.head_words * dims.elements, s.size);
+  const std::uint32_t value_tiles = ceil_div(dims.value_words * dims.elements, s.size);
+  const std::uint32_t head = s.keys * (head_steps * s.size / 8 + 1);
+  const std::uint32_t value = s.keys * (value_tiles * s.size / 8 + 1);
+  const std::uint32_t tile = s.shared != 0 ? std::max(head, value) : head + value;
+  const std::uint32_t marks = s.rows() * ceil_div(dims.value_words, 8);
+  const std::uint32_t aside = head_steps - std::min(head_steps, s.held);
+  const std::uint32_t queries = aside == 0 ? 0 : s.rows() * (aside * s.size / 8 + 1);
+  const std::uint32_t matrix = s.size * s.size * 4;
+  const std::uint32_t weights = s.subgroups * matrix + s.rows() * s.keys * 2;
+  return (std::max(tile, marks) + queries) * kVec4Bytes + matrix + s.rows() * 24 + 4 +
+         kMatrixSplitLen / 8 + (in_registers ? 0 : weights);
 }
 
 /// As decode.comp declares it.
@@ -96,12 +100,27 @@ std::optional<MatrixShape> matrix_shape(const ShapeQuery& query, std::uint32_t s
   const std::uint32_t columns = std::max(dims.head_words, dims.value_words) * dims.elements;
   const std::uint32_t most = std::min(query.max_shared_bytes, kMatrixShared);
   MatrixShape s{.subgroup_size = query.subgroup_size, .size = size};
-  if (size * columns > kMatrixRegisters * query.subgroup_size) return std::nullopt;
+  const auto fits = [&] {
+    s.shared_bytes = shared_bytes(s, dims, in_registers);
+    return s.workgroup() <= query.max_workgroup_invocations && s.shared_bytes <= most;
+  };
+  // Elements of q, or of the output, in a thread. As measured on an H100 at 32, 64 and 128: two
+  // blocks' output fits beside their scores, which halves what is loaded, as long as q stays in
+  // shared memory; one block's and q; one block's without q, and few enough keys that two
+  // workgroups still share a processor.
+  const std::uint32_t registers = ceil_div(size * columns, query.subgroup_size);
+  if (registers > kMatrixRegisters) return std::nullopt;
+  if (registers <= kMatrixRegisters / 4) {
+    s.subgroups = 4, s.keys = 64, s.blocks = 2, s.held = 0;
+    if (fits()) return s;
+  } else if (registers > kMatrixRegisters / 2) {
+    s.subgroups = 2, s.keys = 32, s.held = 0, s.shared = 1;
+    if (fits()) return s;
+  }
+  s.blocks = 1, s.held = MatrixShape::kAll, s.shared = 0;
   for (s.subgroups = 8; s.subgroups > 0; s.subgroups /= 2) {
-    if (s.workgroup() > query.max_workgroup_invocations) continue;
     for (s.keys = 64; s.keys >= size; s.keys /= 2) {
-      s.shared_bytes = shared_bytes(s, dims, in_registers);
-      if (s.shared_bytes <= most) return s;
+      if (fits()) return s;
     }
   }
   return std::nullopt;

@@ -42,18 +42,23 @@ struct AttendShape {
   }
 };
 
-/// shaders/matrix.comp. A workgroup is `subgroups` subgroups of `size` rows.
+/// shaders/matrix.comp. A workgroup is `subgroups` subgroups of `blocks` x `size` rows.
 struct MatrixShape {
   std::uint32_t subgroups = 0, subgroup_size = 0;
-  std::uint32_t keys = 0;  ///< of a tile
-  std::uint32_t size = 0;  ///< of one product: size x size x size
+  std::uint32_t keys = 0;     ///< of a tile
+  std::uint32_t size = 0;     ///< of one product: size x size x size
+  std::uint32_t blocks = 1;   ///< of `size` rows, which share what a subgroup loads of k and v
+  std::uint32_t held = kAll;  ///< steps of `size` columns of q in registers, not shared memory
+  std::uint32_t shared = 0;   ///< 1: v takes k's place in shared memory
   std::uint32_t shared_bytes = 0;
 
+  static constexpr std::uint32_t kAll = 128;  ///< more steps than there are
+
   std::uint32_t workgroup() const { return subgroups * subgroup_size; }
-  std::uint32_t rows() const { return subgroups * size; }  ///< of a workgroup
-  /// Constants 16, 17, ...; the last two are kPartial and kFinished.
-  std::vector<std::uint32_t> constants(bool partial, bool finished) const {
-    return {subgroups, keys, size, size, size, partial ? 1u : 0u, finished ? 1u : 0u};
+  std::uint32_t rows() const { return subgroups * blocks * size; }  ///< of a workgroup
+  /// Constants 16, 17, ...; `partial` and `finished` are 0 or 1.
+  std::vector<std::uint32_t> constants(std::uint32_t partial, std::uint32_t finished) const {
+    return {subgroups, keys, size, size, size, partial, finished, blocks, held, shared};
   }
 };
 

@@ -109,7 +109,7 @@ Constants Shapes::constants(Kernel kernel, bool partial) const {
   } else if (matrices()) {
     const bool finished = gpu::finishes_scores(problem_);
     workgroup = matrix_.workgroup();
-    own = matrix_.constants(partial, finished);
+    own = matrix_.constants(partial ? 1 : 0, finished ? 1 : 0);
   } else {
     workgroup = attend_.workgroup();
     own = attend_.constants(partial);

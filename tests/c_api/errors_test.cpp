@@ -134,8 +134,8 @@ TEST(CApi, BadTensorsAreRefused) {
     q = good;
   };
 
-  q.device.device_type = kDLCUDA;
-  refused("expected device type kDLCPU (1), got 2");
+  q.device.device_type = kDLMetal;
+  refused("expected device type kDLCPU (1) or kDLCUDA (2), got 8");
   q.dtype.lanes = 4;
   refused("expected dtype lanes 1, got 4");
   q.ndim = 3;
@@ -163,6 +163,34 @@ TEST(CApi, BadTensorsAreRefused) {
   shape = {2, -4, 3, 40};
   q.shape = shape.data();
   refused("-4");
+}
+
+TEST(CApi, TensorsOnACudaDevice) {
+  Call call;
+  const auto options = make_options();
+  DLTensor q = call.q.dl(), k = call.k.dl(), v = call.v.dl(), out = call.out.dl();
+  const auto attend = [&] {
+    return keyfold_scaled_dot_product_attention(&q, &k, &v, &out, options.get());
+  };
+  int stream = 0;
+  EXPECT_EQ(keyfold_options_set_stream(options.get(), &stream), KEYFOLD_OK);
+  EXPECT_EQ(attend(), KEYFOLD_INVALID_ARGUMENT);
+  EXPECT_TRUE(error_names("stream")) << keyfold_last_error();
+  q.device = {kDLCUDA, 99};
+  EXPECT_EQ(attend(), KEYFOLD_INVALID_ARGUMENT);
+  EXPECT_TRUE(error_names("k")) << keyfold_last_error();
+  for (DLTensor* tensor : {&k, &v, &out}) tensor->device = {kDLCUDA, 99};
+  EXPECT_EQ(attend(), KEYFOLD_UNSUPPORTED);
+  EXPECT_NE(std::string(keyfold_last_error()).find("can't reach memory on CUDA device 99"),
+            std::string::npos)
+      << keyfold_last_error();
+  for (DLTensor* tensor : {&q, &k, &v, &out}) tensor->device = {kDLCUDAHost, 0};
+  EXPECT_EQ(keyfold_options_set_stream(options.get(), nullptr), KEYFOLD_OK);
+  EXPECT_EQ(attend(), KEYFOLD_OK) << keyfold_last_error();
+  const std::int32_t length = 1;
+  EXPECT_EQ(keyfold_options_set_device_kv_lens(options.get(), &length), KEYFOLD_OK);
+  EXPECT_EQ(attend(), KEYFOLD_INVALID_ARGUMENT);
+  EXPECT_TRUE(error_names("device_kv_lens")) << keyfold_last_error();
 }
 
 TEST(CApi, TheRanksOfLseAndSinks) {

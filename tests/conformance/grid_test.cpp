@@ -137,6 +137,26 @@ TEST_P(Grid, AdversarialData) {
               rng);
 }
 
+// So many that kernels which treat few rows apart do not.
+TEST_P(Grid, ManyRows) {
+  Rng rng("many rows");
+  for (const DType dtype : kDTypes)
+    for (const HeadSize& size : {HeadSize{64, 64}, HeadSize{128, 128}, HeadSize{256, 256}}) {
+      Case c{.dtype = dtype,
+             .num_heads = 8,
+             .q_len = 150,
+             .kv_len = 1700,
+             .head_dim = size.head_dim,
+             .value_dim = size.value_dim,
+             .kv_lens = {1650}};
+      rng.pick(kOptions)(c);
+      rng.pick(kOptions)(c);
+      RunOptions how;
+      how.chunk_size = rng.between(1, 2000);
+      expect_right(c, rng, how);
+    }
+}
+
 TEST_P(Grid, RandomCrossings) {
   Rng rng("crossings");
   for (int n = 0; n < by_scale(40, 150, 600); ++n) {

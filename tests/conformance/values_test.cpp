@@ -81,6 +81,20 @@ TEST_P(Values, InV) {
       expect_right_after(c, spoil);
 }
 
+TEST_P(Values, InVOfWideHeads) {
+  Rng rng("wide");
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    Inputs inputs({.dtype = dtype, .q_len = 40, .kv_len = 300, .head_dim = 120, .causal = true},
+                  rng);
+    inputs.v.set({0, 0, 3, 5}, kInf);
+    inputs.v.set({0, 0, 100, 70}, kNaN);
+    inputs.v.set({0, 0, 280, 63}, kInf);
+    inputs.v.set({0, 0, 299, 117}, -kInf);
+    const Call call = inputs.call();
+    expect_right(call, run(call), all_rows(call.q));
+  }
+}
+
 TEST_P(Values, InTheMask) {
   const Case c{.kv_len = 1100, .mask = Mask::kAdditive};
   expect_right_after(c, [](Inputs& in) { in.mask.set({0, 0, 0, 600}, kNaN); });
@@ -126,10 +140,31 @@ TEST_P(Values, AWeightThatVanishesAddsNothing) {
   for (const std::int64_t top : {2, 600, 1099})
     for (const std::int64_t other : {0, 500, 511, 512, 1098}) {
       SCOPED_TRACE(testing::Message() << "top " << top << " other " << other);
-      Inputs inputs({.q_len = 3, .kv_len = 1100, .head_dim = kDim, .mask = Mask::kAdditive}, rng);
+      Inputs inputs({.dtype = other == 500 ? DType::kFloat16 : DType::kFloat32,
+                     .q_len = other == 500 ? 14 : 3,
+                     .kv_len = 1100,
+                     .head_dim = kDim,
+                     .mask = Mask::kAdditive},
+                    rng);
       inputs.mask.each([&](const Dims& i) { inputs.mask.set(i, i[3] == top ? 500.0f : 0.0f); });
       inputs.v.set({0, 0, other, 5}, kInf);
       inputs.v.set({0, 0, other, 6}, kNaN);
+      const Call call = inputs.call();
+      expect_right(call, run(call), all_rows(call.q));
+    }
+}
+
+TEST_P(Values, ASumThatOverflowsMayStillVanish) {
+  // Before key `top` comes, values add up to more than float32 holds; then it outweighs them.
+  Rng rng("overflow");
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16})
+    for (const std::int64_t top : {300, 1099}) {
+      SCOPED_TRACE(testing::Message() << "top " << top);
+      Inputs inputs(
+          {.dtype = dtype, .q_len = 14, .kv_len = 1100, .head_dim = kDim, .mask = Mask::kAdditive},
+          rng);
+      inputs.mask.each([&](const Dims& i) { inputs.mask.set(i, i[3] == top ? 500.0f : 0.0f); });
+      inputs.v.each([&](const Dims& i) { inputs.v.set(i, i[2] == top ? 1.0f : 3e38f); });
       const Call call = inputs.call();
       expect_right(call, run(call), all_rows(call.q));
     }

@@ -5,6 +5,9 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <map>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -57,7 +60,22 @@ CUresult release(void* block) {
   return state();
 }
 
+std::map<std::string, long, std::less<>> counts;
+
+/// What was done, and what on the stream that a test watches.
+void count(const std::string& what, CUstream stream) {
+  ++counts[what];
+  if (reinterpret_cast<long>(stream) == setting("KEYFOLD_FAKE_STREAM", -1))
+    ++counts[what + " there"];
+}
+
 }  // namespace
+
+/// For tests: how often something was done.
+extern "C" __attribute__((visibility("default"))) long keyfold_fake_count(const char* what) {
+  const auto found = counts.find(std::string_view(what));
+  return found == counts.end() ? 0 : found->second;
+}
 
 #define FAKE extern "C" __attribute__((visibility("default"))) CUresult
 
@@ -120,11 +138,32 @@ FAKE cuMemAlloc(CUdeviceptr* address, std::size_t bytes) {
 FAKE cuMemFree(CUdeviceptr address) { return release(reinterpret_cast<void*>(address)); }
 FAKE cuMemHostAlloc(void** block, std::size_t bytes, unsigned) { return allocate(block, bytes); }
 FAKE cuMemFreeHost(void* block) { return release(block); }
-FAKE cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, std::size_t bytes, CUstream) {
+FAKE cuMemPoolCreate(CUmemoryPool* pool, const CUmemPoolProps*) { return make(pool); }
+FAKE cuMemPoolSetAttribute(CUmemoryPool, CUmemPool_attribute, void*) { return state(); }
+FAKE cuMemAllocFromPoolAsync(CUdeviceptr* address, std::size_t bytes, CUmemoryPool,
+                             CUstream stream) {
+  count("stream allocation", stream);
+  return cuMemAlloc(address, bytes);
+}
+FAKE cuMemFreeAsync(CUdeviceptr address, CUstream stream) {
+  count("stream free", stream);
+  return cuMemFree(address);
+}
+FAKE cuPointerGetAttribute(void* value, CUpointer_attribute which, CUdeviceptr address) {
+  const bool type = which == CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+  if (address == static_cast<CUdeviceptr>(setting("KEYFOLD_FAKE_UNKNOWN", 0)))
+    return CUDA_ERROR_INVALID_VALUE;
+  *static_cast<int*>(value) =
+      type ? int{CU_MEMORYTYPE_DEVICE} : static_cast<int>(setting("KEYFOLD_FAKE_OWNER", 0));
+  return CUDA_SUCCESS;
+}
+FAKE cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, std::size_t bytes, CUstream stream) {
+  count("copy", stream);
   std::memcpy(reinterpret_cast<void*>(to), from, bytes);
   return state();
 }
-FAKE cuMemcpyDtoHAsync(void* to, CUdeviceptr from, std::size_t bytes, CUstream) {
+FAKE cuMemcpyDtoHAsync(void* to, CUdeviceptr from, std::size_t bytes, CUstream stream) {
+  count("copy", stream);
   std::memcpy(to, reinterpret_cast<const void*>(from), bytes);
   return state();
 }
@@ -135,12 +174,29 @@ FAKE cuMemsetD8Async(CUdeviceptr to, unsigned char value, std::size_t bytes, CUs
 FAKE cuStreamCreate(CUstream* stream, unsigned) { return make(stream); }
 FAKE cuStreamDestroy(CUstream stream) { return destroy(stream); }
 FAKE cuStreamQuery(CUstream) { return state(); }
-FAKE cuStreamSynchronize(CUstream) { return state(); }
+FAKE cuStreamGetCtx(CUstream, CUcontext* context) {
+  *context = setting("KEYFOLD_FAKE_OTHER_CONTEXT", 0) != 0 ? nullptr : contexts.back();
+  return state();
+}
+FAKE cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* status) {
+  *status = static_cast<CUstreamCaptureStatus>(setting("KEYFOLD_FAKE_CAPTURE", 0));
+  return state();
+}
+FAKE cuStreamSynchronize(CUstream stream) {
+  count("wait", stream);
+  return state();
+}
 FAKE cuStreamWaitEvent(CUstream, CUevent, unsigned) { return state(); }
 FAKE cuEventCreate(CUevent* event, unsigned) { return make(event); }
 FAKE cuEventDestroy(CUevent event) { return destroy(event); }
-FAKE cuEventRecord(CUevent, CUstream) { return state(); }
-FAKE cuEventSynchronize(CUevent) { return state(); }
+FAKE cuEventRecord(CUevent, CUstream stream) {
+  count("event", stream);
+  return state();
+}
+FAKE cuEventSynchronize(CUevent) {
+  count("wait", nullptr);
+  return state();
+}
 FAKE cuEventElapsedTime(float* milliseconds, CUevent, CUevent) {
   *milliseconds = 1;
   return state();
@@ -161,8 +217,9 @@ FAKE cuModuleGetFunction(CUfunction* function, CUmodule, const char*) {
 }
 FAKE cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return state(); }
 FAKE cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                    unsigned, CUstream, void**, void**) {
+                    unsigned, CUstream stream, void**, void**) {
   const CUresult now = state();
+  count("launch", stream);
   if (++launches == setting("KEYFOLD_FAKE_FAULT_AT", 0)) fault = CUDA_ERROR_ILLEGAL_ADDRESS;
   return now;  // what a kernel does wrong shows in what follows
 }

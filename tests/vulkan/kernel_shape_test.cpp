@@ -60,21 +60,62 @@ TEST(KernelShape, MatrixKernelsFitOrAreNotThere) {
         EXPECT_GE(shape->workgroup(), 8U);
         EXPECT_EQ(kMatrixSplitLen % shape->keys, 0U);
         EXPECT_EQ(shape->keys % size, 0U);
+        EXPECT_EQ(shape->rows(), shape->subgroups * shape->blocks * size);
+        EXPECT_EQ(shape->constants(0, 1).size(), 10U);
       }
   });
   EXPECT_GT(found, 0);
 }
 
+/// A GPU of 32 threads to a subgroup and `shared` KiB of shared memory.
+ShapeQuery common_gpu(std::int64_t head_dim, std::int64_t value_dim, std::uint32_t shared = 48) {
+  return {.dtype = DType::kBFloat16,
+          .head_dim = head_dim,
+          .value_dim = value_dim,
+          .subgroup_size = 32,
+          .max_shared_bytes = shared << 10,
+          .max_workgroup_invocations = 1024};
+}
+
 TEST(KernelShape, ACommonGpuHasMatricesForCommonHeads) {
   for (const std::int64_t dim : {40, 64, 80, 96, 128, 192, 256}) {
-    const ShapeQuery query{.dtype = DType::kFloat16,
-                           .head_dim = dim,
-                           .value_dim = dim,
-                           .subgroup_size = 32,
-                           .max_shared_bytes = 48 << 10,
-                           .max_workgroup_invocations = 1024};
-    EXPECT_TRUE(matrix_shape(query, 16, true)) << dim;
-    EXPECT_TRUE(matrix_shape(query, 16, false)) << dim;
+    EXPECT_TRUE(matrix_shape(common_gpu(dim, dim), 16, true)) << dim;
+    EXPECT_TRUE(matrix_shape(common_gpu(dim, dim), 16, false)) << dim;
+  }
+  EXPECT_FALSE(matrix_shape(common_gpu(264, 264), 16, true));
+}
+
+/// As it was measured: docs/benchmarks.md.
+TEST(KernelShape, MatrixKernelsSpendRegistersWhereTheyServe) {
+  const auto expect = [](std::int64_t head_dim, std::int64_t value_dim, const MatrixShape& wanted) {
+    const auto shape = matrix_shape(common_gpu(head_dim, value_dim), 16, true);
+    ASSERT_TRUE(shape);
+    SCOPED_TRACE(testing::Message() << "dims " << head_dim << " " << value_dim);
+    EXPECT_EQ(shape->subgroups, wanted.subgroups);
+    EXPECT_EQ(shape->keys, wanted.keys);
+    EXPECT_EQ(shape->blocks, wanted.blocks);
+    EXPECT_EQ(shape->held, wanted.held);
+    EXPECT_EQ(shape->shared, wanted.shared);
+  };
+  const MatrixShape two_blocks{.subgroups = 4, .keys = 64, .blocks = 2, .held = 0};
+  const MatrixShape in_registers{.subgroups = 8, .keys = 64};
+  const MatrixShape in_place{.subgroups = 2, .keys = 32, .held = 0, .shared = 1};
+  expect(40, 40, two_blocks);
+  expect(64, 64, two_blocks);
+  expect(72, 72, in_registers);
+  expect(128, 128, in_registers);
+  expect(192, 128, in_place);
+  expect(256, 256, in_place);
+}
+
+/// Where shared memory is too small for a shape, q stays in registers and tiles shrink.
+TEST(KernelShape, MatrixKernelsMakeDoWithLittleSharedMemory) {
+  for (const std::int64_t dim : {64, 256}) {
+    const auto shape = matrix_shape(common_gpu(dim, dim, 32), 16, false);
+    ASSERT_TRUE(shape);
+    EXPECT_EQ(shape->blocks, 1U);
+    EXPECT_EQ(shape->held, MatrixShape::kAll);
+    EXPECT_EQ(shape->shared, 0U);
   }
 }
 

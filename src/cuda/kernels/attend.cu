@@ -358,12 +358,12 @@ struct Thread {
         if (!inside) continue;
         const u64 at = partial_index(params, blockIdx.z, split - params.split, index);
         if (x == 0) write(params.partial_ml + 8 * at, seen ? part : float2{hidden(), -1.0f});
-        if (!seen) continue;
 #pragma unroll
         for (u32 g = 0; g < kGroups; ++g) {
           const u32 column = g * kTx + opaque(x);
           if (column >= kValueVecs) continue;
-          write(params.partial_o + (at * kValueVecs + column) * 16, positive_zeros(o[r] + 4 * g));
+          write(params.partial_o + (at * kValueVecs + column) * 16,
+                seen ? positive_zeros(o[r] + 4 * g) : float4{0.0f, 0.0f, 0.0f, 0.0f});
         }
       } else {
         const u64 at = state_index(params, group, index);

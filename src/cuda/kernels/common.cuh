@@ -48,6 +48,13 @@ KEYFOLD_INLINE float2 load_float2(u64 address) {
   asm("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(address));
   return x;
 }
+KEYFOLD_INLINE float4 load_float4(u64 address) {
+  float4 x;
+  asm("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
+      : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+      : "l"(address));
+  return x;
+}
 // Device memory that this thread may have written.
 KEYFOLD_INLINE float2 read_float2(u64 address) {
   float2 x;

@@ -294,10 +294,10 @@ struct Thread {
         if (id == 0) write(params.partial_ml + 8 * at, marked);
         for (u32 i = id; i < kValueLanes * kValueParts; i += kThreads) {
           const u32 j = i / kValueLanes, w = j / kVecs * kValueLanes + i % kValueLanes;
-          if (w >= kValueWords || ml.y == 0.0f) continue;
+          if (w >= kValueWords) continue;
           float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-          for (u32 s = 0; s < kWarps; ++s) {
+          for (u32 s = 0; ml.y != 0.0f && s < kWarps; ++s) {
             const float4 part = shared.o[s][j][i % kValueLanes];
             sum[0] = s == 0 ? part.x : sum[0] + part.x;
             sum[1] = s == 0 ? part.y : sum[1] + part.y;

@@ -44,9 +44,6 @@ KEYFOLD_INLINE void barrier_wait(u32 barrier, u32 parity) {
 KEYFOLD_INLINE void named_sync(u32 id, u32 threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-KEYFOLD_INLINE void named_arrive(u32 id, u32 threads) {
-  asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 
 KEYFOLD_INLINE void prefetch_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
@@ -112,14 +109,14 @@ KEYFOLD_INLINE void hold(u32 (&d)[n]) {
 #define KEYFOLD_NAMES16 KEYFOLD_NAMES8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define KEYFOLD_NAMES32 \
   KEYFOLD_NAMES16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define KEYFOLD_NAMES40 KEYFOLD_NAMES32 ",%32,%33,%34,%35,%36,%37,%38,%39"
-#define KEYFOLD_NAMES48 KEYFOLD_NAMES40 ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define KEYFOLD_NAMES48 \
+  KEYFOLD_NAMES32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define KEYFOLD_NAMES64 \
   KEYFOLD_NAMES48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define KEYFOLD_NAMES80 \
   KEYFOLD_NAMES64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
-#define KEYFOLD_NAMES88 KEYFOLD_NAMES80 ",%80,%81,%82,%83,%84,%85,%86,%87"
-#define KEYFOLD_NAMES96 KEYFOLD_NAMES88 ",%88,%89,%90,%91,%92,%93,%94,%95"
+#define KEYFOLD_NAMES96 \
+  KEYFOLD_NAMES80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 #define KEYFOLD_NAMES128                                                               \
   KEYFOLD_NAMES96                                                                      \
   ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112," \
@@ -130,11 +127,9 @@ KEYFOLD_INLINE void hold(u32 (&d)[n]) {
 #define KEYFOLD_OUT16(i) KEYFOLD_OUT8(i), KEYFOLD_OUT8(i + 8)
 #define KEYFOLD_OUTS16 KEYFOLD_OUT16(0)
 #define KEYFOLD_OUTS32 KEYFOLD_OUTS16, KEYFOLD_OUT16(16)
-#define KEYFOLD_OUTS40 KEYFOLD_OUTS32, KEYFOLD_OUT8(32)
 #define KEYFOLD_OUTS48 KEYFOLD_OUTS32, KEYFOLD_OUT16(32)
 #define KEYFOLD_OUTS64 KEYFOLD_OUTS48, KEYFOLD_OUT16(48)
 #define KEYFOLD_OUTS80 KEYFOLD_OUTS64, KEYFOLD_OUT16(64)
-#define KEYFOLD_OUTS88 KEYFOLD_OUTS80, KEYFOLD_OUT8(80)
 #define KEYFOLD_OUTS96 KEYFOLD_OUTS80, KEYFOLD_OUT16(80)
 #define KEYFOLD_OUTS128 KEYFOLD_OUTS96, KEYFOLD_OUT16(96), KEYFOLD_OUT16(112)
 
@@ -165,8 +160,6 @@ struct Product;
   };
 KEYFOLD_PRODUCT(32, 16, "%16", "%17", "%18", "%19", "%20", "%21")
 KEYFOLD_PRODUCT(64, 32, "%32", "%33", "%34", "%35", "%36", "%37")
-KEYFOLD_PRODUCT(80, 40, "%40", "%41", "%42", "%43", "%44", "%45")
-KEYFOLD_PRODUCT(96, 48, "%48", "%49", "%50", "%51", "%52", "%53")
 KEYFOLD_PRODUCT(128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
 KEYFOLD_PRODUCT(192, 96, "%96", "%97", "%98", "%99", "%100", "%101")
 KEYFOLD_PRODUCT(256, 128, "%128", "%129", "%130", "%131", "%132", "%133")

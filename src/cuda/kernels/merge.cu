@@ -60,9 +60,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         float later[kAhead];
 #pragma unroll
         for (u32 i = 0; i < kAhead; ++i) {
-          // A part that adds nothing may never have been written.
-          const u64 place = part_o + 4 * (kValueDim * step * (first + begin + i) + column);
-          later[i] = s_factors[row][begin + i].add == 0.0f ? 0.0f : load_float(place);
+          const u64 split = first + smaller(begin + i, count - 1);
+          later[i] = load_float(part_o + 4 * (kValueDim * step * split + column));
         }
 #pragma unroll
         for (u32 i = 0; i < kAhead; ++i) o = merge_values(o, later[i], s_factors[row][begin + i]);

@@ -1,11 +1,12 @@
 // Prefill on Hopper (compute capability 9.0), for float16 and bfloat16. A producer warp copies
-// tiles of K and V by TMA; each consumer warpgroup folds them into its 64 rows by wgmma: the next
-// tile's scores are computed while the last one's weights meet V, and one warpgroup's softmax runs
-// while another's products do (FlashAttention-3: Shah et al., 2024).
+// tiles of K and V by TMA, in parts that take turns in a ring of slots; each consumer warpgroup
+// folds them into its 64 rows by wgmma, one step behind the other; the products of one run while
+// another computes exponentials (FlashAttention-3: Shah et al., 2024), with no order between them.
 //
 // The fold goes on from the state in memory, tile of keys after tile of keys, counted from key 0,
 // so that the end of a chunk changes nothing. Tiles that no row sees would change nothing either,
-// and are left out.
+// and are left out. With KEYFOLD_PARTIAL, for calls of few rows, each split of keys is folded on
+// its own, from the empty state to a partial state.
 //
 // Inf and NaN of V have no place in a product, where 0 times them would be NaN. Where the output is
 // not finite, the state stays as it is and the job is left to the same kernel with KEYFOLD_CAREFUL,
@@ -15,21 +16,27 @@
 constexpr bool kCareful = KEYFOLD_CAREFUL;
 constexpr u32 kKeys = KEYFOLD_KEYS;              // of a tile
 constexpr u32 kWarpgroups = KEYFOLD_WARPGROUPS;  // that consume
-constexpr bool kFinished = KEYFOLD_FINISHED;     // scores are more than products times the scale
-constexpr u32 kStages = 2;
+constexpr bool kPartial = KEYFOLD_PARTIAL;
+constexpr bool kFinished = KEYFOLD_FINISHED;  // scores are more than products times the scale
+constexpr u32 kSlots = KEYFOLD_SLOTS;         // of the ring
 constexpr u32 kRows = 64 * kWarpgroups, kConsumers = 128 * kWarpgroups;
 static_assert(kThreads == kConsumers + 128 && kSplitLen % kKeys == 0, "as in kernel_shape.hpp");
 // Panels of 64 columns.
 constexpr u32 kHeadPanels = (kHeadDim + 63) / 64, kValuePanels = (kValueDim + 63) / 64;
 constexpr u32 kHeadWidth = 64 * kHeadPanels, kValueWidth = 64 * kValuePanels;
-constexpr u32 kQueryPanel = 64 * 128, kKeyPanel = kKeys * 128;  // bytes
-constexpr u32 kKeyBytes = kHeadPanels * kKeyPanel, kValueBytes = kValuePanels * kKeyPanel;
-// Shared memory: q, the stages of K, those of V, barriers.
-constexpr u32 kKeysAt = kWarpgroups * kHeadPanels * kQueryPanel;
-constexpr u32 kValuesAt = kKeysAt + kStages * kKeyBytes;
-constexpr u32 kBarriersAt = kValuesAt + kStages * kValueBytes;
-// One warpgroup issues products while others compute softmax, by turns.
-constexpr bool kTurns = kWarpgroups > 1 && kHeadWidth <= 128 && kValueWidth <= 128 && !kCareful;
+// A part of K is some panels of a tile; a part of V is some of its keys.
+constexpr u32 kPartPanels = KEYFOLD_PART_PANELS, kPartKeys = KEYFOLD_PART_KEYS;
+constexpr u32 kKeyParts = kHeadPanels / kPartPanels, kValueParts = kKeys / kPartKeys;
+static_assert(kHeadPanels % kPartPanels == 0 && kKeys % kPartKeys == 0 && kPartKeys % 16 == 0);
+// Bytes.
+constexpr u32 kQueryPanel = 64 * 128, kKeyPanel = kKeys * 128, kValuePanel = kPartKeys * 128;
+constexpr u32 kKeyBytes = kPartPanels * kKeyPanel, kValueBytes = kValuePanels * kValuePanel;
+constexpr u32 kSlotBytes = larger(kKeyBytes, kValueBytes);
+// Shared memory: q, slots, barriers.
+constexpr u32 kSlotsAt = kWarpgroups * kHeadPanels * kQueryPanel;
+constexpr u32 kBarriersAt = kSlotsAt + kSlots * kSlotBytes;
+// Scores become weights in steps: products of one with V run beside exponentials of the next.
+constexpr u32 kWeighings = KEYFOLD_WEIGHINGS, kSteps = kKeys / 16 / kWeighings;
 constexpr i32 kPasses = kCareful ? 4 : 1;
 
 // Weights are taken times 2^kWeightBits: float16 holds those down to 2^-39.
@@ -39,45 +46,55 @@ constexpr float kLog2e = 1.44269504f;
 
 // What a launch works on.
 struct Jobs {
-  u64 redo;    // u32 [groups][tiles][kWarpgroups]: whether the careful kernel has to
+  u64 redo;    // u32 [jobs][kWarpgroups]: whether the careful kernel has to
   u32 groups;  // of the chunk
   u32 tiles;   // of rows, in each
 };
 
 // --- Jobs ---------------------------------------------------------------------------------------
 
-// One tile of rows of one group, and the tiles of keys that it meets.
+// One tile of rows of one group, and the tiles of keys that it meets: those of a split, or all.
 struct Job {
   u32 group, first;  // absolute; index of the first row
+  u32 split;         // of the wave
   u32 batch, kv_head;
   i32 begin, end;  // tiles of keys
   Range full;      // keys that all its rows see
   Batch seen;
   u64 redo;  // its flags
   bool skip;
+  bool blind;  // skipped, as it sees nothing
 };
 
 // The i-th job of this block; false behind the last. Jobs with many keys begin first, and every
-// second round goes the other way, so that all blocks get about the same work.
+// second round goes the other way, so that all blocks get about the same work. Tiles that meet one
+// split do so at a time.
 KEYFOLD_INLINE bool job_of(const Params& p, const Jobs& jobs, u32 i, Job& job) {
   const u32 within = i % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-  const u32 at = i * gridDim.x + within;
-  job.skip = at >= jobs.groups * jobs.tiles;
-  if (job.skip) return i * gridDim.x < jobs.groups * jobs.tiles;
-  const u32 tile = jobs.tiles - 1 - at / jobs.groups, group = at % jobs.groups;
+  const u32 at = i * gridDim.x + within, units = jobs.groups * (kPartial ? p.num_splits : 1);
+  job.skip = at >= units * jobs.tiles;
+  job.blind = false;
+  if (job.skip) return i * gridDim.x < units * jobs.tiles;
+  const u32 tile = kPartial ? at % jobs.tiles : jobs.tiles - 1 - at / units;
+  const u32 unit = kPartial ? at / jobs.tiles : at % units, group = unit % jobs.groups;
+  job.split = unit / jobs.groups;
   job.group = p.group + group;
   job.first = p.index_begin + tile * kRows;
   job.batch = job.group / p.kv_heads;
   job.kv_head = job.group % p.kv_heads;
   job.seen = load_batch(p, job.batch);
-  job.redo = jobs.redo + 4 * ((group * jobs.tiles + tile) * kWarpgroups);
+  job.redo = jobs.redo + 4 * (at * kWarpgroups);
   const u32 last = smaller(job.first + kRows, p.index_end) - 1;
-  const Range early = visible(job.seen, job.first / p.heads),
-              late = visible(job.seen, last / p.heads);
+  Range early = visible(job.seen, job.first / p.heads), late = visible(job.seen, last / p.heads);
+  job.full = {late.begin, early.end};
+  if (kPartial) {
+    const i32 from = (p.split + job.split) * kSplitLen;
+    early.begin = larger(early.begin, from);
+    late.end = smaller(late.end, from + i32(kSplitLen));
+  }
   job.begin = early.begin / i32(kKeys);
   job.end = (late.end + i32(kKeys) - 1) / i32(kKeys);
-  job.full = {late.begin, early.end};
-  job.skip = early.begin >= late.end;
+  job.skip = job.blind = early.begin >= late.end;
   if (kCareful) {
     u32 any = 0;
     for (u32 w = 0; w < kWarpgroups; ++w) any |= load_word(job.redo + 4 * w);
@@ -88,49 +105,25 @@ KEYFOLD_INLINE bool job_of(const Params& p, const Jobs& jobs, u32 i, Job& job) {
 
 // --- The producer -------------------------------------------------------------------------------
 
-struct Barriers {  // of keys and values: one a stage
-  u32 q_full, q_empty, k_full, k_empty, v_full, v_empty;
+struct Barriers {  // full and empty: one a slot
+  u32 q_full, q_empty, full, empty;
 };
-KEYFOLD_INLINE Barriers barriers_at(u32 at) {
-  return {
-      at, at + 8, at + 16, at + 16 + 8 * kStages, at + 16 + 16 * kStages, at + 16 + 24 * kStages};
-}
-// A place in the ring of stages.
+KEYFOLD_INLINE Barriers barriers_at(u32 at) { return {at, at + 8, at + 16, at + 16 + 8 * kSlots}; }
+// A place in the ring of slots.
 struct Ring {
-  u32 stage = 0, parity = 0;
+  u32 slot = 0, parity = 0;
   KEYFOLD_INLINE void step() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
+    if (++slot == kSlots) slot = 0, parity ^= 1;
   }
 };
 
 KEYFOLD_INLINE void produce(const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map,
                             const Params& p, const Jobs& jobs, u32 base, const Barriers& bars) {
-  Ring k_ring, v_ring;
+  Ring ring;
   u32 q_parity = 1;
   Job job;
   for (u32 i = 0; job_of(p, jobs, i, job); ++i) {
     if (job.skip) continue;
-    // A tensor that is broadcast over heads or batch entries has one of them.
-    const auto tile = [&](const TensorMap& map, u32 panels, u32 to, u32 full, i32 n, bool heads,
-                          bool batches) {
-      barrier_expect(full, panels * kKeyPanel);
-      for (u32 c = 0; c < panels; ++c) {
-        copy_4d(to + c * kKeyPanel, map, full, 64 * c, n * kKeys, heads ? job.kv_head : 0,
-                batches ? job.batch : 0);
-      }
-    };
-    const auto keys = [&](i32 n) {
-      barrier_wait(bars.k_empty + 8 * k_ring.stage, k_ring.parity ^ 1);
-      tile(k_map, kHeadPanels, base + kKeysAt + k_ring.stage * kKeyBytes,
-           bars.k_full + 8 * k_ring.stage, n, p.k_head != 0, p.k_batch != 0);
-      k_ring.step();
-    };
-    const auto values = [&](i32 n) {
-      barrier_wait(bars.v_empty + 8 * v_ring.stage, v_ring.parity ^ 1);
-      tile(v_map, kValuePanels, base + kValuesAt + v_ring.stage * kValueBytes,
-           bars.v_full + 8 * v_ring.stage, n, p.v_head != 0, p.v_batch != 0);
-      v_ring.step();
-    };
     barrier_wait(bars.q_empty, q_parity);
     q_parity ^= 1;
     barrier_expect(bars.q_full, kWarpgroups * kHeadPanels * kQueryPanel);
@@ -140,13 +133,30 @@ KEYFOLD_INLINE void produce(const TensorMap& q_map, const TensorMap& k_map, cons
                 job.first + 64 * w, job.group - p.block_group);
       }
     }
+    // A tensor that is broadcast over heads or batch entries has one of them.
+    const i32 k_head = p.k_head != 0 ? job.kv_head : 0, k_batch = p.k_batch != 0 ? job.batch : 0;
+    const i32 v_head = p.v_head != 0 ? job.kv_head : 0, v_batch = p.v_batch != 0 ? job.batch : 0;
     for (i32 pass = 0; pass < kPasses; ++pass) {
-      keys(job.begin);
-      for (i32 n = job.begin + 1; n < job.end; ++n) {
-        keys(n);
-        values(n - 1);
+      for (i32 n = job.begin; n < job.end; ++n) {
+        for (u32 part = 0; part < kKeyParts + kValueParts; ++part) {
+          const u32 to = base + kSlotsAt + ring.slot * kSlotBytes, full = bars.full + 8 * ring.slot;
+          barrier_wait(bars.empty + 8 * ring.slot, ring.parity ^ 1);
+          if (part < kKeyParts) {
+            barrier_expect(full, kKeyBytes);
+            for (u32 c = 0; c < kPartPanels; ++c) {
+              copy_4d(to + c * kKeyPanel, k_map, full, 64 * (part * kPartPanels + c), n * kKeys,
+                      k_head, k_batch);
+            }
+          } else {
+            barrier_expect(full, kValueBytes);
+            for (u32 c = 0; c < kValuePanels; ++c) {
+              copy_4d(to + c * kValuePanel, v_map, full, 64 * c,
+                      n * kKeys + (part - kKeyParts) * kPartKeys, v_head, v_batch);
+            }
+          }
+          ring.step();
+        }
       }
-      values(job.end - 1);
     }
   }
 }
@@ -227,11 +237,14 @@ KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, i32 
 // overflows.
 constexpr float kFar = 4096.0f;
 
-// Scores become weights, in place; `alpha`: the factors of what was before. It is 1, to the bit,
-// where the maximum stays.
-KEYFOLD_INLINE void softmax(Rows& c, const Params& p, float (&alpha)[2]) {
-  const float unit = kFinished ? 1.0f : p.scale, exponent = unit * kLog2e;
-  float base[2];
+// What the weights of a tile are taken against, and the factors of what was before, which are 1, to
+// the bit, where the maximum stays.
+struct Step {
+  float base[2], alpha[2];
+};
+KEYFOLD_INLINE Step raise_maxima(Rows& c, const Params& p) {
+  const float unit = kFinished ? 1.0f : p.scale;
+  Step step;
   bool far[2];
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
@@ -242,10 +255,11 @@ KEYFOLD_INLINE void softmax(Rows& c, const Params& p, float (&alpha)[2]) {
       most[1] = fmaxf(most[1], c.s[i + 2 * r + 1]);
     }
     const float m = fmaxf(c.m[r], quad_max(fmaxf(most[0], most[1])) * unit);
-    base[r] = base_of(m) * kLog2e;
-    far[r] = fabsf(base[r]) > kFar;
-    alpha[r] = exp2_fast(far[r] ? (c.m[r] - m) * kLog2e
-                                : c.m[r] * kLog2e - base[r]);  // rounded twice: 1 where m stays
+    step.base[r] = base_of(m) * kLog2e;
+    far[r] = fabsf(step.base[r]) > kFar;
+    step.alpha[r] =
+        exp2_fast(far[r] ? (c.m[r] - m) * kLog2e
+                         : c.m[r] * kLog2e - step.base[r]);  // rounded twice: 1 where m stays
     c.m[r] = m;
   }
   if (__any_sync(~0u, far[0] || far[1])) {
@@ -254,29 +268,40 @@ KEYFOLD_INLINE void softmax(Rows& c, const Params& p, float (&alpha)[2]) {
       const u32 r = i / 2 % 2;
       if (far[r]) c.s[i] = (c.s[i] * unit - c.m[r]) * (1.0f / unit);
     }
-    for (u32 r = 0; r < 2; ++r) base[r] = far[r] ? 0.0f : base[r];
+    for (u32 r = 0; r < 2; ++r) step.base[r] = far[r] ? 0.0f : step.base[r];
+  }
+  return step;
+}
+
+// A sum that has overflowed vanishes with its weights.
+KEYFOLD_INLINE float rescaled(float x, float alpha) {
+  return kCareful && alpha == 0.0f ? 0.0f : x * alpha;
+}
+// Scores of part of the keys become weights; the first time what was before is rescaled.
+KEYFOLD_INLINE void weigh(Rows& c, const Params& p, const Step& step, u32 part) {
+  const float exponent = (kFinished ? 1.0f : p.scale) * kLog2e;
+  constexpr u32 kScores = kKeys / 2 / kWeighings;
+  float sum[4] = {c.t[0], c.t[1], 0.0f, 0.0f};
+  if (part == 0) {
+#pragma unroll
+    for (u32 r = 0; r < 2; ++r) c.l[r] *= step.alpha[r], sum[r] *= step.alpha[r];
+#pragma unroll
+    for (u32 j = 0; j < kValueWidth / 2; ++j) c.o[j] = rescaled(c.o[j], step.alpha[j / 2 % 2]);
   }
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
-    c.l[r] *= alpha[r];
-    float sum[2] = {c.t[r] * alpha[r], 0.0f};
 #pragma unroll
-    for (u32 i = 0; i < kKeys / 2; i += 4) {
+    for (u32 i = part * kScores; i < (part + 1) * kScores; i += 4) {
 #pragma unroll
       for (u32 e = 0; e < 2; ++e) {
         float& s = c.s[i + 2 * r + e];
-        s = exp2_fast(fmaf(s, exponent, kWeightBits - base[r]));
-        sum[e] += s;
+        s = exp2_fast(fmaf(s, exponent, kWeightBits - step.base[r]));
+        sum[2 * e + r] += s;
       }
     }
-    c.t[r] = sum[0] + sum[1];
   }
-}
-
-// Keeps the assembler from moving exponentials behind the next wait: sums of weights are never
-// negative.
-KEYFOLD_INLINE void stay_before_wait(const Rows& c) {
-  asm volatile("{ .reg .pred p; setp.lt.f32 p, %0, 0f00000000; @p trap; }" ::"f"(c.t[0] + c.t[1]));
+#pragma unroll
+  for (u32 r = 0; r < 2; ++r) c.t[r] = sum[r] + sum[2 + r];
 }
 
 // At every split's end, by its absolute position.
@@ -292,37 +317,29 @@ KEYFOLD_INLINE void close_split(Rows& c) {
 KEYFOLD_INLINE float weight_of(float x, i32 pass) {
   return kCareful && pass != 0 ? (x != 0.0f ? 1.0f : 0.0f) : x;
 }
-KEYFOLD_INLINE void pack_weights(Rows& c, i32 pass) {
+KEYFOLD_INLINE void pack_weights(Rows& c, i32 pass, u32 part) {
+  constexpr u32 kPairs = kKeys / 4 / kWeighings;
 #pragma unroll
-  for (u32 i = 0; i < kKeys / 4; ++i) {
+  for (u32 i = part * kPairs; i < (part + 1) * kPairs; ++i) {
     c.w[i] = pack(weight_of(c.s[2 * i], pass), weight_of(c.s[2 * i + 1], pass));
   }
 }
 
-KEYFOLD_INLINE void rescale(Rows& c, const float (&alpha)[2]) {
+// The products of a part.
+KEYFOLD_INLINE void issue_scores(Rows& c, u32 q, u32 k, u32 part) {
+  products_begin();
 #pragma unroll
-  for (u32 i = 0; i < kValueWidth / 2; ++i) {
-    const float a = alpha[i / 2 % 2];
-    // A sum that has overflowed vanishes with its weights.
-    c.o[i] = kCareful && a == 0.0f ? 0.0f : c.o[i] * a;
-  }
-}
-
-KEYFOLD_INLINE void issue_scores(Rows& c, u32 q, u32 k) {
-#pragma unroll
-  for (u32 i = 0; i < kHeadWidth / 16; ++i) {
+  for (u32 i = 0; i < 4 * kPartPanels; ++i) {
     const u32 panel = i / 4, step = 32 * (i % 4);
-    Product<kKeys>::of(c.s, matrix_at(q + panel * kQueryPanel + step, kQueryPanel),
-                       matrix_at(k + panel * kKeyPanel + step, kKeyPanel), i > 0);
+    Product<kKeys>::of(
+        c.s, matrix_at(q + (part * kPartPanels + panel) * kQueryPanel + step, kQueryPanel),
+        matrix_at(k + panel * kKeyPanel + step, kKeyPanel), part > 0 || i > 0);
   }
-  products_commit();
 }
-KEYFOLD_INLINE void issue_values(Rows& c, u32 v) {
-#pragma unroll
-  for (u32 i = 0; i < kKeys / 16; ++i) {
-    Product<kValueWidth>::add(c.o, c.w + 4 * i, matrix_at(v + i * 2048, kKeyPanel));
-  }
-  products_commit();
+// The products of 16 keys.
+KEYFOLD_INLINE void issue_values(Rows& c, u32 v, u32 step) {
+  constexpr u32 kSteps = kPartKeys / 16;
+  Product<kValueWidth>::add(c.o, c.w + 4 * step, matrix_at(v + step % kSteps * 2048, kValuePanel));
 }
 
 // What a pass after the first looks for: 1 Inf, 2 -Inf, 3 NaN.
@@ -347,23 +364,34 @@ KEYFOLD_INLINE void transform_values(u32 address, i32 pass, u32 thread) {
   named_sync(8, kConsumers);
 }
 
-// Where the two neighbours from element 4 j + 2 r on are in the state; 0 behind the last column.
+// The state that a row goes on from, or the partial state that it makes.
+KEYFOLD_INLINE u64 state_of(const Params& p, const Job& job, u32 index) {
+  return kPartial ? partial_index(p, job.group - p.group, job.split, index)
+                  : state_index(p, job.group, index);
+}
+KEYFOLD_INLINE u64 ml_of(const Params& p, u64 state) {
+  return (kPartial ? p.partial_ml : p.ml) + 8 * state;
+}
+// Where the two neighbours from element 4 j + 2 r on are in it; 0 behind the last column.
 KEYFOLD_INLINE u64 place_of(const Params& p, u64 state, u32 j, u32 lane) {
   const u32 column = 8 * j + 2 * (lane % 4);
-  return column < kValueDim ? p.o + 4 * (state * kValueDim + column) : 0;
+  const u64 o = kPartial ? p.partial_o : p.o;
+  return column < kValueDim ? o + 4 * (state * kValueDim + column) : 0;
 }
 
-// Begins with the state in memory; in a pass after the first o is what it looks for.
+// Begins with the state in memory, or the empty one; in a pass after the first o is what it looks
+// for.
 KEYFOLD_INLINE void load_state(Rows& c, const Params& p, const u64 (&state)[2], i32 pass,
                                u32 lane) {
   bool begun = false;
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
-    const float2 ml = read_float2(p.ml + 8 * state[r]);
+    float2 ml{hidden(), 0.0f};
+    if (!kPartial) ml = read_float2(ml_of(p, state[r]));
     c.m[r] = ml.x;
     c.l[r] = ml.y * (1.0f / kWeightUnit);
     c.t[r] = 0.0f;
-    begun = begun || ml.y != 0.0f;
+    begun = begun || (!kPartial && ml.y != 0.0f);
   }
   begun = __any_sync(~0u, begun);
 #pragma unroll
@@ -400,7 +428,7 @@ KEYFOLD_INLINE void store_state(const Rows& c, const Params& p, const u64 (&stat
   for (u32 r = 0; r < 2; ++r) {
     if (!inside[r]) continue;
     // A NaN score, or one of +Inf: the row stays NaN whatever it is merged with.
-    write(p.ml + 8 * state[r], float2{is_nan(c.l[r]) ? nan() : c.m[r], c.l[r] * kWeightUnit});
+    write(ml_of(p, state[r]), float2{is_nan(c.l[r]) ? nan() : c.m[r], c.l[r] * kWeightUnit});
   }
 }
 
@@ -429,11 +457,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     barrier_init(bars.q_full, 1);
     barrier_init(bars.q_empty, kWarpgroups);
-    for (u32 i = 0; i < 8 * kStages; i += 8) {
-      barrier_init(bars.k_full + i, 1);
-      barrier_init(bars.k_empty + i, kWarpgroups);
-      barrier_init(bars.v_full + i, 1);
-      barrier_init(bars.v_empty + i, kWarpgroups);
+    for (u32 i = 0; i < 8 * kSlots; i += 8) {
+      barrier_init(bars.full + i, 1);
+      barrier_init(bars.empty + i, kWarpgroups);
     }
     barriers_are_there();
     prefetch_map(q_map);
@@ -442,31 +468,25 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
 
-  // All registers: 40 and 2 x 232, or 32 and 3 x 160, of 128 threads each.
+  // All registers: 40 and 2 x 232, or 32 and 3 x 160, of 128 threads each. One finds enough as it
+  // is.
   if (threadIdx.x < 128) {
-    give_registers<kWarpgroups == 3 ? 32 : 40>();
+    if (kWarpgroups > 1) give_registers<kWarpgroups == 3 ? 32 : 40>();
     if (threadIdx.x == 0) produce(q_map, k_map, v_map, p, jobs, base, bars);
     return;
   }
-  take_registers<kWarpgroups == 3 ? 160 : 232>();
+  if (kWarpgroups > 1) take_registers<kWarpgroups == 3 ? 160 : 232>();
   const u32 consumer = threadIdx.x - 128, warpgroup = consumer / 128, lane = consumer % 32;
   const u32 row = consumer / 32 * 16 + lane / 4;  // of the tile; and row + 8
   const u32 q = base + warpgroup * kHeadPanels * kQueryPanel;
   const bool leader = consumer % 128 == 0;
-  const auto my_turn = [&] {
-    if (kTurns) named_sync(1 + warpgroup, 256);
-  };
-  const auto next_turn = [&] {
-    if (kTurns) named_arrive(1 + (warpgroup + 1) % kWarpgroups, 256);
-  };
-  if (kTurns && warpgroup == kWarpgroups - 1) next_turn();
 
-  Ring k_ring, v_ring;
+  Ring ring;
   u32 q_parity = 0;
   Rows c;
   Job job;
   for (u32 i = 0; job_of(p, jobs, i, job); ++i) {
-    if (job.skip) continue;
+    if (job.skip && !(kPartial && job.blind)) continue;
     u64 state[2];
     bool inside[2];
 #pragma unroll
@@ -475,80 +495,83 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       inside[r] = index < p.index_end;
       const u32 at = smaller(index, p.index_end - 1);
       c.seen[r] = visible(job.seen, at / p.heads);
-      state[r] = state_index(p, job.group, at);
+      state[r] = state_of(p, job, at);
       if (kMaskType != 0) c.mask[r] = mask_address(p, job.batch, job.group, at);
+    }
+    if (kPartial && job.blind) {
+      for (u32 r = 0; r < 2; ++r) {
+        if (inside[r] && lane % 4 == 0) write(ml_of(p, state[r]), float2{hidden(), -1.0f});
+      }
+      continue;
     }
     barrier_wait(bars.q_full, q_parity);
     q_parity ^= 1;
 
-    u32 marks[kCareful ? kValueWidth / 2 : 1] = {};  // bits of the passes
+    u32 marks[kCareful ? kValueWidth / 16 : 1] = {};  // four bits an element: those of the passes
     for (i32 pass = kPasses - 1; pass >= 0; --pass) {
-      float alpha[2];
-      const auto weigh = [&](i32 n) {
-        finish_scores(c, p, job, n, lane);
-        softmax(c, p, alpha);
+      // Slots are free when the products with what is in them are done.
+      const auto give = [&](Ring used, u32 parts) {
+#pragma unroll
+        for (u32 part = 0; part < parts; ++part) {
+          if (leader) barrier_arrive(bars.empty + 8 * used.slot);
+          used.step();
+        }
       };
-      const auto take_keys = [&] {
-        barrier_wait(bars.k_full + 8 * k_ring.stage, k_ring.parity);
-        my_turn();
-        hold(c.s);
-        hold(c.o);
-        hold(c.w);
-        products_begin();
-        issue_scores(c, q, base + kKeysAt + k_ring.stage * kKeyBytes);
-      };
-      const auto give_keys = [&] {
-        hold(c.s);
-        if (leader) barrier_arrive(bars.k_empty + 8 * k_ring.stage);
-        k_ring.step();
-      };
-      const auto take_values = [&] {
-        const u32 v = base + kValuesAt + v_ring.stage * kValueBytes;
-        barrier_wait(bars.v_full + 8 * v_ring.stage, v_ring.parity);
-        if (kCareful) transform_values(v, pass, consumer);
-        issue_values(c, v);
-      };
-      const auto give_values = [&] {
-        hold(c.o);
-        hold(c.w);
-        if (leader) barrier_arrive(bars.v_empty + 8 * v_ring.stage);
-        v_ring.step();
+      // The next slot, when it is full.
+      const auto take = [&] {
+        const u32 slot = ring.slot;
+        barrier_wait(bars.full + 8 * slot, ring.parity);
+        ring.step();
+        return base + kSlotsAt + slot * kSlotBytes;
       };
 
       load_state(c, p, state, pass, lane);
-      take_keys();
-      next_turn();
-      products_wait<0>();
-      give_keys();
-      weigh(job.begin);
-      pack_weights(c, pass);
-      rescale(c, alpha);
-      for (i32 n = job.begin + 1; n < job.end; ++n) {
-        if (n * i32(kKeys) % i32(kSplitLen) == 0) close_split(c);
-        take_keys();
-        take_values();
-        next_turn();
-        products_wait<1>();
-        give_keys();
-        weigh(n);
-        stay_before_wait(c);
+      for (i32 n = job.begin; n < job.end; ++n) {
+        const Ring keys = ring;
+        hold(c.s);
+#pragma unroll
+        for (u32 part = 0; part < kKeyParts; ++part) issue_scores(c, q, take(), part);
+        products_commit();
         products_wait<0>();
-        give_values();
-        pack_weights(c, pass);
-        rescale(c, alpha);
+        hold(c.s);
+        give(keys, kKeyParts);
+        if (pass == 0 && n + 1 == job.end && leader) barrier_arrive(bars.q_empty);
+
+        finish_scores(c, p, job, n, lane);
+        const Step step = raise_maxima(c, p);
+        const Ring values = ring;
+        u32 v = 0;
+#pragma unroll
+        for (u32 w = 0; w < kWeighings; ++w) {
+          weigh(c, p, step, w);
+          pack_weights(c, pass, w);
+          // A careful kernel has no registers for weights of one step beside scores of the next.
+          if (kCareful && w + 1 < kWeighings) continue;
+          hold(c.o);
+          hold(c.w);
+#pragma unroll
+          for (u32 i = kCareful ? 0 : w * kSteps; i < (w + 1) * kSteps; ++i) {
+            if (i * 16 % kPartKeys == 0) {
+              v = take();
+              if (kCareful) transform_values(v, pass, consumer);
+            }
+            if (i * 16 % kPartKeys == 0 || i % kSteps == 0) products_begin();
+            issue_values(c, v, i);
+          }
+          products_commit();
+        }
+        if ((n + 1) * i32(kKeys) % i32(kSplitLen) == 0) close_split(c);
+        products_wait<0>();
+        hold(c.o);
+        give(values, kValueParts);
       }
-      if (pass == 0 && leader) barrier_arrive(bars.q_empty);
-      hold(c.o);
-      hold(c.w);
-      products_begin();
-      take_values();
-      close_split(c);
-      products_wait<0>();
-      give_values();
+      if (job.end * i32(kKeys) % i32(kSplitLen) != 0) close_split(c);
 
       if (kCareful && pass != 0) {
 #pragma unroll
-        for (u32 j = 0; j < kValueWidth / 2; ++j) marks[j] |= c.o[j] > 0.0f ? 1u << pass : 0;
+        for (u32 j = 0; j < kValueWidth / 2; ++j) {
+          marks[j / 8] |= c.o[j] > 0.0f ? 1u << (4 * (j % 8) + pass) : 0;
+        }
       }
     }
 
@@ -556,7 +579,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     if constexpr (kCareful) {
 #pragma unroll
       for (u32 j = 0; j < kValueWidth / 2; ++j) {
-        if (marks[j] != 0) c.o[j] += marks[j] == 2 ? -hidden() : marks[j] == 4 ? hidden() : nan();
+        const u32 mark = marks[j / 8] >> 4 * (j % 8) & 15;
+        if (mark != 0) c.o[j] += mark == 2 ? -hidden() : mark == 4 ? hidden() : nan();
       }
       write = load_word(job.redo + 4 * warpgroup) != 0;
     } else {

@@ -5,9 +5,10 @@
 #extension GL_KHR_shader_subgroup_vote : require
 #extension GL_EXT_shader_explicit_arithmetic_types_float16 : require
 // Prefill on cooperative matrices of subgroup scope (VK_KHR_cooperative_matrix), for float16 and
-// bfloat16. A subgroup owns kM rows of the tile and meets all keys; tiles of K and V are shared by
-// the workgroup. A split is reduced from the empty state, tile of keys after tile of keys, counted
-// from the split's begin, as in attend.comp.
+// bfloat16. A subgroup owns kBlocks blocks of kM rows of the tile and meets all keys; tiles of K
+// and V are shared by the workgroup, and what a subgroup loads of them serves all its blocks. A
+// split is reduced from the empty state, tile of keys after tile of keys, counted from the split's
+// begin, as in attend.comp.
 //
 // Softmax works on the accumulators' elements where they are: matrices of one type have one layout,
 // so a row's maximum, spread over a matrix of that type, meets the row's scores element by element.
@@ -36,18 +37,33 @@ layout(constant_id = 20) const uint kK = 8;
 layout(constant_id = 21) const bool kPartial = false;
 // Whether a score is finished before the maximum is taken; else its scale is left to the exp2.
 layout(constant_id = 22) const bool kFinished = false;
+layout(constant_id = 23) const uint kBlocks = 1;  // of kM rows, a subgroup's
+// Registers or shared memory: the first kHeld steps of q stay in registers, the others in shared
+// memory; with kShared, V takes K's place there, at two more barriers a tile.
+layout(constant_id = 24) const uint kHeld = 128;
+layout(constant_id = 25) const bool kShared = false;
 
-const uint kRows = kM * kSubgroups;
+const uint kOwnRows = kM * kBlocks, kRows = kOwnRows * kSubgroups;
 const uint kThreads = gl_WorkGroupSize.x;
+const uint kLine = kN / 4;  // 16-byte words of a matrix's row of floats
 const uint kKeyTiles = kKeys / kN, kKeySteps = kKeys / kK;
 const uint kHeadSteps = (kHeadDim + kK - 1) / kK;
 const uint kValueTiles = (kValueDim + kN - 1) / kN;
+const uint kHeldSteps = kHeld < kHeadSteps ? kHeld : kHeadSteps;
 // Words of a row in shared memory: whole matrices, and one more to spread rows over the banks.
-const uint kHeadWide = (kHeadSteps * kK + 7) / 8, kHeadLine = kHeadWide + 1;
-const uint kValueWide = (kValueTiles * kN + 7) / 8, kValueLine = kValueWide + 1;
-const uint kValuesAt = kKeys * kHeadLine;
-const uint kTileWords = kValuesAt + kKeys * kValueLine;
-const uint kQueryRows = kTileWords / kHeadLine / kM * kM;  // that fit there
+const uint kHeadWide = kHeadSteps * kK / 8, kHeadLine = kHeadWide + 1;
+const uint kValueWide = kValueTiles * kN / 8, kValueLine = kValueWide + 1;
+const uint kHeldWide = kHeldSteps * kK / 8;
+const uint kAsideWide = kHeadWide - kHeldWide, kAsideLine = kAsideWide + 1;
+const uint kMarksLine = (kValueDim + 63) / 64;  // see odd_values.glsl
+// K, then V; in their place at first q on its way to registers, at last the marks. Then q.
+const uint kKeysEnd = kKeys * kHeadLine, kValuesAt = kShared ? 0 : kKeysEnd;
+const uint kValuesEnd = kValuesAt + kKeys * kValueLine;
+const uint kTileWords = kValuesEnd > kKeysEnd ? kValuesEnd : kKeysEnd;
+const uint kMarksEnd = kRows * kMarksLine;
+const uint kAsideAt = kTileWords > kMarksEnd ? kTileWords : kMarksEnd;
+const uint kWords = kAsideAt + (kHeldSteps < kHeadSteps ? kRows * kAsideLine : 0);
+const uint kQueryRows = kTileWords / kHeadLine / kM * kM;  // that fit into K's and V's place
 // Up to eight threads side by side load a row, each every eighth word; then the rows kStep on.
 const uint kHeadLanes = kHeadWide % 8 == 0 ? 8 : kHeadWide & (~kHeadWide + 1);
 const uint kHeadParts = kHeadWide / kHeadLanes, kHeadStep = kThreads / kHeadLanes;
@@ -57,13 +73,15 @@ const uint kValueParts = kValueWide / kValueLanes, kValueStep = kThreads / kValu
 const uint kValueRounds = (kKeys + kValueStep - 1) / kValueStep;
 const uint kHeadLoads = kHeadRounds * kHeadParts, kValueLoads = kValueRounds * kValueParts;
 
-// Weights are taken times 2^kWeightBits, so that float16 holds those down to 2^-39.
+// Weights are taken times 2^kWeightBits, so that float16 holds those down to 2^-39, and that no
+// output of bfloat16 overflows within a split, where a change of 0 would make it NaN.
 #ifdef BFLOAT16
-const float kWeightBits = 0.0, kWeightUnit = 1.0;
+const float kWeightBits = -12.0, kWeightUnit = 4096.0;
 #else
 const float kWeightBits = 15.0, kWeightUnit = 1.0 / 32768.0;
 #endif
 const float kLog2e = 1.44269504;
+const float kLowest = -3.402823466e38;  // the maximum of no scores: hidden ones are below it
 
 #define MATRIX(type, rows, columns, use) coopmat<type, gl_ScopeSubgroup, rows, columns, use>
 #define SCORES MATRIX(float, kM, kN, gl_MatrixUseAccumulator)
@@ -72,42 +90,47 @@ const float kLog2e = 1.44269504;
 
 layout(buffer_reference, std430, buffer_reference_align = 4) buffer Float { float value; };
 
-shared uvec4 s_words[kTileWords];  // K, V; at first q
-shared float s_places[kM * kN];    // of each element of a matrix: 1024 * row + column
+// Matrices have to lie at multiples of 16 bytes. That takes elements as large: an array of floats
+// may begin at any multiple of 4, from where NVIDIA's driver loads a matrix wrongly.
+shared uvec4 s_words[kWords];
+shared vec4 s_places[kM * kLine];  // of each element of a matrix: 1024 * row + column
 shared ivec2 s_range[kRows];       // keys that each row sees
 shared uint64_t s_mask[kMaskType == 0 ? 1 : kRows];
 shared vec2 s_ml[kRows];  // at a split's end: (m, l), then the factors of the merge
-// Inf and NaN of V never reach the matrix unit, where 0 times them would be NaN. What they do to o
-// is noted at a split's end: 1 adds Inf, 2 -Inf, 3 NaN.
-const uint kMarkWords = (kValueDim + 15) / 16, kOddWords = kSplitLen / 32;
-shared uint s_odd;  // 1 + the last split that has such values
-shared uint s_odd_keys[kOddWords];
-shared uint s_marks[kRows * kMarkWords];
 #ifndef NV_MATRIX2
-shared float s_scratch[kSubgroups * kM * kN];
-shared ELEMENT s_weights[kRows * kKeys];
+shared vec4 s_scratch[kSubgroups * kM * kLine];
+shared uvec4 s_weights[kRows * kKeys / 8];
 #endif
 
 uint t_id, t_row;       // t_row: of the tile, the subgroup's first
 uint t_group, t_first;  // absolute group; index of the tile's first row
-bool t_odd;             // whether this thread met Inf or NaN in V
 // On their way to shared memory: the keys during softmax, the values during the first product.
 uvec4 t_words[kHeadLoads > kValueLoads ? kHeadLoads : kValueLoads];
 
-// `from` is of the tile's first key, `pitch` from key to key, `left` the keys that there are.
-void load_keys(uint64_t from, int64_t pitch, int left) {
+// The score of a row of the tile and a key that may be hidden from it: whatever its product is.
+float finish_score(float product, uint row, int key) {
+  const ivec2 range = s_range[row];
+  if (key < range.x || key >= range.y) return hidden();
+  if (!kFinished) return product;
+  return score(product, kMaskType == 0 ? 0 : s_mask[row] + int64_t(key) * params.mask_key);
+}
+
+#include "odd_values.glsl"
+
+// `from` is of the tile's first key, `pitch` from key to key, `last` the last key that there is. It
+// also stands for the keys behind it: their weights are 0, whatever stands there.
+void load_keys(uint64_t from, int64_t pitch, int last) {
   const uint first = t_id / kHeadLanes, lane = t_id % kHeadLanes;
-  from += int64_t(first) * pitch + 16 * lane;
+  if (kKeys % kHeadStep != 0) last = min(last, int(kKeys) - 1);
   [[unroll]] for (uint round = 0; round < kHeadRounds; ++round) {
-    const int row = int(first + round * kHeadStep);
-    const bool inside = (kKeys % kHeadStep == 0 || row < int(kKeys)) && row < left;
+    const int row = min(int(first + round * kHeadStep), last);
+    const uint64_t at = from + int64_t(row) * pitch + 16 * lane;
     [[unroll]] for (uint part = 0; part < kHeadParts; ++part) {
       const uint w = lane + part * kHeadLanes, i = round * kHeadParts + part;
       t_words[i] = uvec4(0);
-      if (!inside || (kHeadWords < kHeadWide && w >= kHeadWords)) continue;
-      t_words[i] = load_words(from + 16 * kHeadLanes * part);
+      if (kHeadWords < kHeadWide && w >= kHeadWords) continue;
+      t_words[i] = load_words(at + 16 * kHeadLanes * part);
     }
-    from += int64_t(kHeadStep) * pitch;
   }
 }
 
@@ -122,58 +145,64 @@ void store_keys() {
   }
 }
 
-void load_values(uint64_t from, int64_t pitch, int left) {
+void load_values(uint64_t from, int64_t pitch, int last) {
   const uint first = t_id / kValueLanes, lane = t_id % kValueLanes;
-  from += int64_t(first) * pitch + 16 * lane;
+  if (kKeys % kValueStep != 0) last = min(last, int(kKeys) - 1);
   [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
-    const int row = int(first + round * kValueStep);
-    const bool inside = (kKeys % kValueStep == 0 || row < int(kKeys)) && row < left;
+    const int row = min(int(first + round * kValueStep), last);
+    const uint64_t at = from + int64_t(row) * pitch + 16 * lane;
     [[unroll]] for (uint part = 0; part < kValueParts; ++part) {
       const uint w = lane + part * kValueLanes, i = round * kValueParts + part;
       t_words[i] = uvec4(0);
-      if (!inside || (kValueWords < kValueWide && w >= kValueWords)) continue;
-      t_words[i] = load_words(from + 16 * kValueLanes * part);
+      if (kValueWords < kValueWide && w >= kValueWords) continue;
+      t_words[i] = load_words(at + 16 * kValueLanes * part);
     }
-    from += int64_t(kValueStep) * pitch;
   }
 }
 
-// The signs of elements that are Inf or NaN: an exponent of ones is carried there.
-uvec4 odd_signs(uvec4 word) {
-#ifdef BFLOAT16
-  return ((word & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
-#else
-  return ((word & 0x7c007c00u) + 0x04000400u) & 0x80008000u;
-#endif
-}
-
-// 0 takes the place of Inf and NaN.
 void store_values() {
+  uvec4 odd = uvec4(0);
   [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
     const uint row = t_id / kValueLanes + round * kValueStep;
     if (kKeys % kValueStep != 0 && row >= kKeys) continue;
     [[unroll]] for (uint part = 0; part < kValueParts; ++part) {
-      uvec4 word = t_words[round * kValueParts + part];
-      const uvec4 odd = odd_signs(word);
-      if ((odd.x | odd.y | odd.z | odd.w) != 0) {
-        word &= ~((odd >> 15) * 0xffffu);
-        t_odd = true;
-      }
+      const uvec4 word = t_words[round * kValueParts + part];
+      odd |= odd_signs(word);
       s_words[kValuesAt + row * kValueLine + t_id % kValueLanes + part * kValueLanes] = word;
+    }
+  }
+  if (odd == uvec4(0)) return;
+  t_odd = true;  // it is rare: so the words are stored again, with 0 for Inf and NaN
+  for (uint i = 0; i < kValueLoads; ++i) {
+    const uint row = t_id / kValueLanes + i / kValueParts * kValueStep;
+    const uint w = t_id % kValueLanes + i % kValueParts * kValueLanes;
+    if (row < kKeys) {
+      const uint at = kValuesAt + row * kValueLine + w;
+      s_words[at] = without_odd(s_words[at]);
     }
   }
 }
 
-// kQueryRows rows of q, from row `first` of the tile on.
+// A word of q; 0 behind its rows and columns.
+uvec4 query_word(uint row, uint w) {
+  const uint index = t_first + row;
+  if (w >= kHeadWords || row >= kRows || index >= params.index_end) return uvec4(0);
+  return load_words(params.q + (state_index(t_group, index) * kHeadWords + w) * 16);
+}
+
+// kQueryRows rows of q, from row `first` of the tile on, on their way to registers.
 void store_queries(uint first) {
-  for (uint b = t_id; b < kQueryRows * kHeadWide; b += kThreads) {
-    const uint w = b % kHeadWide, row = b / kHeadWide;
-    const uint index = t_first + first + row;
-    uvec4 word = uvec4(0);
-    if (w < kHeadWords && first + row < kRows && index < params.index_end) {
-      word = load_words(params.q + (state_index(t_group, index) * kHeadWords + w) * 16);
-    }
-    s_words[row * kHeadLine + w] = word;
+  for (uint i = t_id; i < kQueryRows * kHeldWide; i += kThreads) {
+    const uint row = i / kHeldWide, w = i % kHeldWide;
+    s_words[row * kHeadLine + w] = query_word(first + row, w);
+  }
+}
+
+// What stays in shared memory of q.
+void store_aside() {
+  for (uint i = t_id; i < kRows * kAsideWide; i += kThreads) {
+    const uint row = i / kAsideWide, w = i % kAsideWide;
+    s_words[kAsideAt + row * kAsideLine + w] = query_word(row, kHeldWide + w);
   }
 }
 
@@ -185,10 +214,10 @@ void sync() {
 
 SCORES places() {
   SCORES place;
-  coopMatLoad(place, s_places, 0, kN, gl_CooperativeMatrixLayoutRowMajor);
+  coopMatLoad(place, s_places, 0, kLine, gl_CooperativeMatrixLayoutRowMajor);
   return place;
 }
-uint row_of(float place) { return t_row + uint(place) / 1024; }
+uint row_of(uint block, float place) { return t_row + block * kM + uint(place) / 1024; }
 uint column_of(float place) { return uint(place) % 1024; }
 
 float larger(const in float a, const in float b) { return max(a, b); }
@@ -203,30 +232,24 @@ SCORES reduce_rows(SCORES x, bool sum) {
     coopMatReduceNV(x, x, gl_CooperativeMatrixReduceRowNV, larger);
   }
 #else
-  const uint begin = t_row * kN;
+  const uint begin = gl_SubgroupID * kM * kLine;
   sync();
-  coopMatStore(x, s_scratch, begin, kN, gl_CooperativeMatrixLayoutRowMajor);
+  coopMatStore(x, s_scratch, begin, kLine, gl_CooperativeMatrixLayoutRowMajor);
   sync();
   for (uint row = gl_SubgroupInvocationID; row < kM; row += gl_SubgroupSize) {
-    float all = s_scratch[begin + row * kN];
-    for (uint i = 1; i < kN; ++i) {
-      const float x = s_scratch[begin + row * kN + i];
-      all = sum ? all + x : max(all, x);
+    vec4 all = s_scratch[begin + row * kLine];
+    for (uint i = 1; i < kLine; ++i) {
+      const vec4 more = s_scratch[begin + row * kLine + i];
+      all = sum ? all + more : max(all, more);
     }
-    for (uint i = 0; i < kN; ++i) s_scratch[begin + row * kN + i] = all;
+    const float one =
+        sum ? all.x + all.y + all.z + all.w : max(max(all.x, all.y), max(all.z, all.w));
+    for (uint i = 0; i < kLine; ++i) s_scratch[begin + row * kLine + i] = vec4(one);
   }
   sync();
-  coopMatLoad(x, s_scratch, begin, kN, gl_CooperativeMatrixLayoutRowMajor);
+  coopMatLoad(x, s_scratch, begin, kLine, gl_CooperativeMatrixLayoutRowMajor);
 #endif
   return x;
-}
-
-// The score of a row of the tile and a key that may be hidden from it: whatever its product is.
-float finish_score(float product, uint row, int key) {
-  const ivec2 range = s_range[row];
-  if (key < range.x || key >= range.y) return hidden();
-  if (!kFinished) return product;
-  return score(product, kMaskType == 0 ? 0 : s_mask[row] + int64_t(key) * params.mask_key);
 }
 
 // Rounds a weight to bfloat16: a conversion may cut off what it drops, which makes all weights too
@@ -236,58 +259,20 @@ float round_weight(float p) {
   return kDType == 2 ? rounded : p;
 }
 
-// Whether a row gives weight to a key; the row's m of the split is in s_ml. q.k is in float32: it
-// decides only about weights that vanish.
-bool has_weight(uint row, int key, uint64_t k) {
-  const uint64_t q = params.q + state_index(t_group, t_first + row) * kHeadWords * 16;
-  float product = 0.0;
-  for (uint w = 0; w < kHeadWords; ++w) {
-    const uvec4 a = load_words(q + 16 * w), b = load_words(k + 16 * w);
-    product += dot(elements(a, 0), elements(b, 0)) + dot(elements(a, 1), elements(b, 1));
-  }
-  const float s = finish_score(product, row, key);
-  return exp_nonpositive((kFinished ? s : s * params.scale) - base_of(s_ml[row].x)) != 0.0;
+#ifndef NV_MATRIX2
+// Eight rounded weights.
+uint weight_pair(vec2 p) {
+#ifdef BFLOAT16
+  const uvec2 bits = floatBitsToUint(p);
+  return bits.x >> 16 | (bits.y & 0xffff0000u);
+#else
+  return packFloat2x16(f16vec2(p));
+#endif
 }
-
-// Notes what rows take in from values of Inf or NaN of keys [begin, end).
-void note_odd_values(uint64_t k, uint64_t v, int64_t k_pitch, int64_t v_pitch, int begin, int end) {
-  for (uint i = t_id; i < kOddWords; i += kThreads) s_odd_keys[i] = 0;
-  for (uint i = t_id; i < kRows * kMarkWords; i += kThreads) s_marks[i] = 0;
-  barrier();
-  for (int key = begin + int(t_id); key < end; key += int(kThreads)) {
-    uvec4 odd = uvec4(0);
-    for (uint w = 0; w < kValueWords; ++w) {
-      odd |= odd_signs(load_words(v + int64_t(key) * v_pitch + 16 * w));
-    }
-    const uint at = uint(key) % kSplitLen;
-    if (odd != uvec4(0)) atomicOr(s_odd_keys[at / 32], 1u << (at % 32));
-  }
-  barrier();
-  for (int key = begin; key < end; ++key) {
-    const uint at = uint(key) % kSplitLen;
-    if ((s_odd_keys[at / 32] >> (at % 32) & 1u) == 0) continue;
-    for (uint row = t_id; row < kRows; row += kThreads) {
-      if (t_first + row >= params.index_end) continue;
-      if (!has_weight(row, key, k + int64_t(key) * k_pitch)) continue;
-      for (uint w = 0; w < kValueWords; ++w) {
-        const uvec4 word = load_words(v + int64_t(key) * v_pitch + 16 * w), odd = odd_signs(word);
-        for (uint i = 0; i < 8; ++i) {
-          const uint shift = i % 2 * 16, bits = word[i / 2] >> shift & 0xffffu;
-          if ((odd[i / 2] >> shift & 0x8000u) == 0) continue;
-          const uint infinity = kDType == 2 ? 0x7f80u : 0x7c00u;
-          const uint what = (bits & 0x7fffu) != infinity ? 3u : 1u + (bits >> 15);
-          s_marks[row * kMarkWords + w / 2] |= what << (2 * (w % 2 * 8 + i));
-        }
-      }
-    }
-  }
-  barrier();
+uvec4 weight_word(vec4 a, vec4 b) {
+  return uvec4(weight_pair(a.xy), weight_pair(a.zw), weight_pair(b.xy), weight_pair(b.zw));
 }
-float marked(float o, uint row, uint column) {
-  if (column >= kValueDim) return o;
-  const uint what = s_marks[row * kMarkWords + column / 16] >> (2 * (column % 16)) & 3u;
-  return what == 0 ? o : what == 1 ? o - hidden() : what == 2 ? o + hidden() : nan();
-}
+#endif
 
 // Merges a row's (m, l) of a split into its state, or writes that of its partial state, and leaves
 // the factors of the two outputs.
@@ -323,7 +308,7 @@ void write_element(uint row, uint column, uint split, float o) {
 
 void main() {
   t_id = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
-  t_row = gl_SubgroupID * kM;
+  t_row = gl_SubgroupID * kOwnRows;
   t_group = params.group + gl_WorkGroupID.z;
   // The last rows see the most keys when a call is causal: they begin first.
   t_first = params.index_begin + (gl_NumWorkGroups.x - 1 - gl_WorkGroupID.x) * kRows;
@@ -344,19 +329,27 @@ void main() {
     s_range[row] = visible(batch, index / params.heads);
     if (kMaskType != 0) s_mask[row] = mask_address(batch_index, t_group, index);
   }
-  for (uint i = t_id; i < kM * kN; i += kThreads) s_places[i] = float(1024 * (i / kN) + i % kN);
+  for (uint i = t_id; i < kM * kLine; i += kThreads) {
+    s_places[i] = float(1024 * (i / kLine) + i % kLine * 4) + vec4(0, 1, 2, 3);
+  }
   if (t_id == 0) s_odd = 0;
-  LEFT query[kHeadSteps];
-  [[dont_unroll]] for (uint first = 0; first < kRows; first += kQueryRows) {
-    barrier();
-    store_queries(first);
-    barrier();
-    if (t_row < first || t_row >= first + kQueryRows) continue;
-    [[unroll]] for (uint d = 0; d < kHeadSteps; ++d) {
-      coopMatLoad(query[d], s_words, (t_row - first) * kHeadLine + d * kK / 8, kHeadLine,
-                  gl_CooperativeMatrixLayoutRowMajor);
+  LEFT query[kHeldSteps == 0 ? 1 : kBlocks * kHeldSteps];
+  if (kHeldSteps > 0) {
+    [[dont_unroll]] for (uint first = 0; first < kRows; first += kQueryRows) {
+      barrier();
+      store_queries(first);
+      barrier();
+      [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+        const uint row = t_row + b * kM;
+        if (row < first || row >= first + kQueryRows) continue;
+        [[unroll]] for (uint d = 0; d < kHeldSteps; ++d) {
+          coopMatLoad(query[b * kHeldSteps + d], s_words, (row - first) * kHeadLine + d * kK / 8,
+                      kHeadLine, gl_CooperativeMatrixLayoutRowMajor);
+        }
+      }
     }
   }
+  if (kHeldSteps < kHeadSteps) store_aside();
 
   const int64_t k_pitch = params.k_key, v_pitch = params.v_key;
   const float factor = kFinished ? kLog2e : params.scale * kLog2e;
@@ -366,115 +359,142 @@ void main() {
     const int split_begin = int(split * kSplitLen);
     const int begin = max(early.x, split_begin), end = min(late.y, split_begin + int(kSplitLen));
     if (!kPartial && begin >= end) continue;
-    SCORES o[kValueTiles];
-    SCORES l = SCORES(0.0);       // each element: of the columns that stood in its place
-    SCORES m = SCORES(hidden());  // the largest score yet
-    [[unroll]] for (uint d = 0; d < kValueTiles; ++d) o[d] = SCORES(0.0);
+    // Of a block: the output; l, each element of the columns that stood in its place; the largest
+    // score yet.
+    SCORES o[kBlocks * kValueTiles], l[kBlocks], m[kBlocks];
+    [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+      l[b] = SCORES(0.0);
+      m[b] = SCORES(kLowest);
+      [[unroll]] for (uint d = 0; d < kValueTiles; ++d) o[b * kValueTiles + d] = SCORES(0.0);
+    }
 
     int key = begin < end ? begin - (begin - split_begin) % int(kKeys) : end;
-    if (key < end) load_keys(k + int64_t(key) * k_pitch, k_pitch, batch.limit - key);
+    if (key < end) load_keys(k + int64_t(key) * k_pitch, k_pitch, batch.limit - 1 - key);
     barrier();
     store_keys();
     t_odd = false;
     [[dont_unroll]] for (; key < end; key += int(kKeys)) {
       const int next = key + int(kKeys);
       barrier();  // K is there; nobody reads the last V
-      load_values(v + int64_t(key) * v_pitch, v_pitch, batch.limit - key);
+      load_values(v + int64_t(key) * v_pitch, v_pitch, batch.limit - 1 - key);
 
-      SCORES s[kKeyTiles];
-      [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) s[n] = SCORES(0.0);
+      SCORES s[kBlocks * kKeyTiles];
+      [[unroll]] for (uint i = 0; i < kBlocks * kKeyTiles; ++i) s[i] = SCORES(0.0);
       [[unroll]] for (uint d = 0; d < kHeadSteps; ++d) {
+        LEFT rows[kBlocks];
+        [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+          if (d < kHeldSteps) {
+            rows[b] = query[b * kHeldSteps + d];
+          } else {
+            coopMatLoad(rows[b], s_words,
+                        kAsideAt + (t_row + b * kM) * kAsideLine + (d - kHeldSteps) * kK / 8,
+                        kAsideLine, gl_CooperativeMatrixLayoutRowMajor);
+          }
+        }
         [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
           RIGHT keys;
           coopMatLoad(keys, s_words, n * kN * kHeadLine + d * kK / 8, kHeadLine,
                       gl_CooperativeMatrixLayoutColumnMajor);
-          s[n] = coopMatMulAdd(query[d], keys, s[n]);
+          [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+            s[b * kKeyTiles + n] = coopMatMulAdd(rows[b], keys, s[b * kKeyTiles + n]);
+          }
         }
       }
+      if (kShared) barrier();  // nobody reads this K
       store_values();
-      if (next < end) load_keys(k + int64_t(next) * k_pitch, k_pitch, batch.limit - next);
+      if (next < end) load_keys(k + int64_t(next) * k_pitch, k_pitch, batch.limit - 1 - next);
       if (kMaskType != 0 || key < late.x || next > early.y) {
         const SCORES place = places();
-        [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+        [[unroll]] for (uint i = 0; i < kBlocks * kKeyTiles; ++i) {
+          const uint b = i / kKeyTiles, column = i % kKeyTiles * kN;
           [[unroll]] for (uint e = 0; e < place.length(); ++e) {
-            s[n][e] =
-                finish_score(s[n][e], row_of(place[e]), key + int(n * kN + column_of(place[e])));
+            s[i][e] =
+                finish_score(s[i][e], row_of(b, place[e]), key + int(column + column_of(place[e])));
           }
         }
       } else if (kFinished) {
-        [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
-          [[unroll]] for (uint e = 0; e < s[n].length(); ++e) s[n][e] = score(s[n][e], 0);
+        [[unroll]] for (uint i = 0; i < kBlocks * kKeyTiles; ++i) {
+          [[unroll]] for (uint e = 0; e < s[i].length(); ++e) s[i][e] = score(s[i][e], 0);
         }
       }
 
-      SCORES top = s[0];
-      [[unroll]] for (uint n = 1; n < kKeyTiles; ++n) {
-        [[unroll]] for (uint e = 0; e < top.length(); ++e) top[e] = max(top[e], s[n][e]);
-      }
-      top = reduce_rows(top, false);
-      bool rises = false;
-      [[unroll]] for (uint e = 0; e < top.length(); ++e) {
-        top[e] = max(m[e], top[e]);
-        rises = rises || top[e] > m[e];
-      }
-      // Mostly no maximum rises; a change of 1 would change no bit.
-      if (subgroupAny(rises)) {
-        [[unroll]] for (uint e = 0; e < top.length(); ++e) {
-          const float x = (m[e] - top[e]) * factor;
-          const float change = top[e] == m[e] ? 1.0 : x < -126.0 ? 0.0 : exp2(x);
-          l[e] *= change;
-          [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
-            o[d][e] = change == 0.0 ? 0.0 : o[d][e] * change;
-          }
+      [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+        const uint first = b * kKeyTiles;
+        SCORES top = s[first];
+        [[unroll]] for (uint n = 1; n < kKeyTiles; ++n) {
+          [[unroll]] for (uint e = 0; e < top.length(); ++e) top[e] = max(top[e], s[first + n][e]);
         }
-        m = top;
-      }
-      [[unroll]] for (uint e = 0; e < top.length(); ++e) top[e] = base_of(top[e]);
-      [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+        top = reduce_rows(top, false);
+        // A change of 1 changes no bit. Without a branch: it would have o moved from register to
+        // register, which takes as long.
         [[unroll]] for (uint e = 0; e < top.length(); ++e) {
-          const float p = exp2(fma(s[n][e] - top[e], factor, kWeightBits));
-          l[e] += p;
-          s[n][e] = round_weight(p);
+          top[e] = max(m[b][e], top[e]);
+          const float change = top[e] == m[b][e] ? 1.0 : exp2((m[b][e] - top[e]) * factor);
+          l[b][e] *= change;
+          [[unroll]] for (uint d = 0; d < kValueTiles; ++d) o[b * kValueTiles + d][e] *= change;
+        }
+        m[b] = top;
+        [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+          [[unroll]] for (uint e = 0; e < top.length(); ++e) {
+            const float p = exp2(fma(s[first + n][e] - top[e], factor, kWeightBits));
+            l[b][e] += p;
+            s[first + n][e] = round_weight(p);
+          }
         }
       }
       barrier();  // V is there; nobody reads this K
-      if (next < end) store_keys();
+      if (!kShared && next < end) store_keys();
 
 #ifndef NV_MATRIX2
-      [[unroll]] for (uint n = 0; n < kKeyTiles; ++n) {
+      const uint scratch = gl_SubgroupID * kM * kLine;
+      [[unroll]] for (uint i = 0; i < kBlocks * kKeyTiles; ++i) {
+        const uint row = t_row + i / kKeyTiles * kM, column = i % kKeyTiles * kN;
         sync();
-        coopMatStore(s[n], s_scratch, t_row * kN, kN, gl_CooperativeMatrixLayoutRowMajor);
+        coopMatStore(s[i], s_scratch, scratch, kLine, gl_CooperativeMatrixLayoutRowMajor);
         sync();
-        for (uint i = gl_SubgroupInvocationID; i < kM * kN; i += gl_SubgroupSize) {
-          s_weights[(t_row + i / kN) * kKeys + n * kN + i % kN] =
-              ELEMENT(s_scratch[t_row * kN + i]);
+        for (uint j = gl_SubgroupInvocationID; j < kM * kN / 8; j += gl_SubgroupSize) {
+          const uint at = (row + 8 * j / kN) * kKeys + column + 8 * j % kN;
+          s_weights[at / 8] =
+              weight_word(s_scratch[scratch + 2 * j], s_scratch[scratch + 2 * j + 1]);
         }
       }
       sync();
 #endif
       [[unroll]] for (uint n = 0; n < kKeySteps; ++n) {
-        LEFT weights;
+        LEFT weights[kBlocks];
+        [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
 #ifdef NV_MATRIX2
-        weights = LEFT(s[n]);
+          weights[b] = LEFT(s[b * kKeyTiles + n]);
 #else
-        coopMatLoad(weights, s_weights, t_row * kKeys + n * kK, kKeys,
-                    gl_CooperativeMatrixLayoutRowMajor);
+          coopMatLoad(weights[b], s_weights, ((t_row + b * kM) * kKeys + n * kK) / 8, kKeys / 8,
+                      gl_CooperativeMatrixLayoutRowMajor);
 #endif
+        }
         [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
           RIGHT values;
           coopMatLoad(values, s_words, kValuesAt + n * kK * kValueLine + d * kN / 8, kValueLine,
                       gl_CooperativeMatrixLayoutRowMajor);
-          o[d] = coopMatMulAdd(weights, values, o[d]);
+          [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+            const uint i = b * kValueTiles + d;
+            o[i] = coopMatMulAdd(weights[b], values, o[i]);
+          }
         }
+      }
+      if (kShared && next < end) {
+        barrier();  // nobody reads this V
+        store_keys();
       }
     }
 
-    l = reduce_rows(l, true);
     const SCORES place = places();
-    [[unroll]] for (uint e = 0; e < place.length(); ++e) {
-      if (column_of(place[e]) == 0) {
-        const float scale = kFinished ? 1.0 : params.scale;
-        s_ml[row_of(place[e])] = vec2(m[e] * scale, l[e] * kWeightUnit);
+    [[unroll]] for (uint b = 0; b < kBlocks; ++b) {
+      l[b] = reduce_rows(l[b], true);
+      [[unroll]] for (uint e = 0; e < place.length(); ++e) {
+        if (column_of(place[e]) == 0) {
+          const float sum = l[b][e] * kWeightUnit;
+          const float scale = kFinished ? 1.0 : params.scale;
+          s_ml[row_of(b, place[e])] = vec2(sum == 0.0 ? hidden() : m[b][e] * scale, sum);
+        }
       }
     }
     if (t_odd) s_odd = split + 1;
@@ -482,19 +502,22 @@ void main() {
     const bool odd = s_odd == split + 1;
     if (odd) {
       note_odd_values(k, v, k_pitch, v_pitch, begin, end);
-      [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
+      [[unroll]] for (uint i = 0; i < kBlocks * kValueTiles; ++i) {
+        const uint b = i / kValueTiles, column = i % kValueTiles * kN;
         [[unroll]] for (uint e = 0; e < place.length(); ++e) {
-          o[d][e] = marked(o[d][e], row_of(place[e]), d * kN + column_of(place[e]));
+          o[i][e] = marked(o[i][e], row_of(b, place[e]), column + column_of(place[e]));
         }
       }
     }
-    for (uint row = gl_SubgroupInvocationID; row < kM; row += gl_SubgroupSize) {
+    for (uint row = gl_SubgroupInvocationID; row < kOwnRows; row += gl_SubgroupSize) {
       merge_row(t_row + row, split);
     }
     sync();
-    [[unroll]] for (uint d = 0; d < kValueTiles; ++d) {
+    [[unroll]] for (uint i = 0; i < kBlocks * kValueTiles; ++i) {
+      const uint b = i / kValueTiles, column = i % kValueTiles * kN;
       [[unroll]] for (uint e = 0; e < place.length(); ++e) {
-        write_element(row_of(place[e]), d * kN + column_of(place[e]), split, o[d][e] * kWeightUnit);
+        write_element(row_of(b, place[e]), column + column_of(place[e]), split,
+                      o[i][e] * kWeightUnit);
       }
     }
     sync();

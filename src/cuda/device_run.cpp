@@ -1,0 +1,200 @@
+// Chunks on the caller's stream.
+#include "cuda/device_run.hpp"
+
+#include "cuda/errors.hpp"
+#include "gpu/chunk.hpp"
+#include "gpu/window.hpp"
+
+namespace keyfold::cuda {
+namespace {
+
+std::int64_t aligned(std::int64_t bytes) { return gpu::round_up(bytes, 256); }
+
+/// Where each part of the scratch begins; `end` is its size.
+struct Parts {
+  Parts(const gpu::Layout& layout, std::int64_t groups, std::int64_t rows) {
+    const std::int64_t states = layout.states(groups, rows), partials = layout.partial_rows(rows);
+    state = q + aligned(layout.q(states));
+    partial_o = state + aligned(layout.state(states));
+    partial_ml = partial_o + aligned(layout.o(partials));
+    flags = partial_ml + aligned(layout.ml(partials));
+    prepared = flags + aligned(layout.flags(groups, rows));
+    batches = prepared + aligned(layout.prepared(groups, rows));
+    end = batches +
+          aligned(layout.problem.shape.batch * static_cast<std::int64_t>(sizeof(gpu::Batch)));
+  }
+  std::int64_t q = 0, state = 0, partial_o = 0, partial_ml = 0, flags = 0, prepared = 0,
+               batches = 0, end = 0;
+};
+
+gpu::Address address_of(const TensorView& tensor) {
+  return reinterpret_cast<gpu::Address>(tensor.data);
+}
+
+/// Whether kernels, and the copy engine that some use, can read the tensor where it is.
+bool in_place(const TensorView& tensor) {
+  const bool steps = tensor.sizes[2] == 1 || tensor.strides[2] != 0;
+  return steps && gpu::in_words(tensor, address_of(tensor));
+}
+
+}  // namespace
+
+std::int64_t DeviceRun::scratch_bytes(const gpu::Layout& layout, std::int64_t groups,
+                                      std::int64_t rows) {
+  return Parts(layout, groups, rows).end + layout.window(groups, rows);
+}
+
+template <class Body>
+decltype(auto) DeviceRun::guarded(const Body& body) {
+  return guard_run(gpu_, *device_, body);
+}
+
+DeviceRun::DeviceRun(Gpu& gpu, const core::Problem& problem, const core::Block& block)
+    : gpu_(gpu),
+      problem_(problem),
+      block_(block),
+      shapes_(problem, gpu.traits()),
+      layout_{problem, shapes_.tiling(), false} {
+  guard_begin(gpu_, [&](const std::shared_ptr<Device>& device) {
+    device_ = device;
+    stream_.emplace(device_, problem.stream);
+    tensors_.emplace(*device_, problem_);
+    tensors_->preload();
+    const Parts parts(layout_, groups(), rows());
+    scratch_ = {*device_, stream_->get(), parts.end};
+    const auto at = [&](std::int64_t part) {
+      return scratch_.address() + static_cast<gpu::Address>(part);
+    };
+    memory_ = {at(parts.q), at(parts.state), at(parts.partial_o), at(parts.partial_ml),
+               at(parts.flags)};
+    if (parts.batches > parts.prepared) memory_.prepared = at(parts.prepared);
+    batches_ = at(parts.batches);
+    launcher_.emplace(*device_, block_, shapes_, layout_, memory_);
+    tensors_->gather(stream_->get(),
+                     {.place = place_of(problem_, block_),
+                      .from = rows_of(problem_.q, problem_.group_size(), block_.row_begin),
+                      .to = memory_.q,
+                      .o = memory_.state,
+                      .ml = memory_.state +
+                            static_cast<gpu::Address>(layout_.o(gpu::states_of(layout_, block_))),
+                      .dim = static_cast<std::uint32_t>(problem_.shape.head_dim),
+                      .padded_dim = static_cast<std::uint32_t>(layout_.padded_head_dim()),
+                      .padded_value_dim = static_cast<std::uint32_t>(layout_.padded_value_dim())});
+  });
+}
+
+DeviceRun::~DeviceRun() {
+  if (stream_ && !finished_) stream_->drain();
+}
+
+std::vector<ChunkBox> DeviceRun::boxes_of(const ChunkBox& box, bool in_place) const {
+  if (in_place) return {box};
+  // As many keys as the window holds, again and again: what reads one is queued before the next.
+  const std::int64_t most = layout_.max_keys(groups(), rows());
+  std::vector<ChunkBox> boxes;
+  for (std::int64_t key = box.key_begin; key < box.key_end; key += most) {
+    boxes.push_back(box);
+    boxes.back().key_begin = key;
+    boxes.back().key_end = std::min(box.key_end, key + most);
+  }
+  return boxes;
+}
+
+void DeviceRun::point_at_mask(const ChunkBox& box, gpu::Params& params) const {
+  if (!problem_.mask) return;
+  const TensorView& mask = *problem_.mask;
+  const std::int64_t size = size_of(mask.dtype);
+  params.mask_batch = mask.strides[0] * size;
+  params.mask_head = mask.strides[1] * size;
+  params.mask_row = mask.strides[2] * size;
+  params.mask_key = mask.strides[3] * size;
+  params.mask = address_of(mask) + static_cast<gpu::Address>(block_.row_begin * params.mask_row +
+                                                             box.key_begin * params.mask_key);
+}
+
+DeviceRun::Piece DeviceRun::piece_of(const ChunkBox& box, const core::KeySource& source,
+                                     bool in_place) const {
+  gpu::Params params = launcher_->describe(box, batches_);
+  if (in_place) {
+    gpu::point_at_tensors(box, source, address_of(source.k), address_of(source.v), params);
+  } else {
+    gpu::point_at_window(layout_, box, window_.address(), params);
+  }
+  point_at_mask(box, params);
+  return {box, params, launcher_->plan(box, params)};
+}
+
+void DeviceRun::gather_keys(const ChunkBox& box, const core::KeySource& source) const {
+  const std::int64_t keys = box.key_end - box.key_begin;
+  const std::int64_t count = (box.group_end - box.group_begin) * keys;
+  gpu::Address to = window_.address();
+  for (const auto& [tensor, pitch] :
+       {std::pair{&source.k, layout_.k_pitch()}, {&source.v, layout_.v_pitch()}}) {
+    tensors_->gather(stream_->get(),
+                     {.place = {.group = static_cast<std::uint32_t>(box.group_begin),
+                                .kv_heads = static_cast<std::uint32_t>(problem_.shape.num_kv_heads),
+                                .heads = 1,
+                                .indices = static_cast<std::uint32_t>(keys),
+                                .count = static_cast<std::uint64_t>(count)},
+                      .from = rows_of(*tensor, 1, box.key_begin - source.first_key),
+                      .to = to,
+                      .dim = static_cast<std::uint32_t>(tensor->sizes[3]),
+                      .padded_dim = static_cast<std::uint32_t>(pitch / layout_.element())});
+    to += static_cast<gpu::Address>(count * pitch);
+  }
+}
+
+void DeviceRun::submit(const core::Chunk& chunk, const core::KeySource& source) {
+  guarded([&] {
+    const bool there = in_place(source.k) && in_place(source.v);
+    if (!there && window_.address() == 0) {
+      window_ = {*device_, stream_->get(), layout_.window(groups(), rows())};
+    }
+    std::vector<Piece> pieces;
+    for (const ChunkBox& box : boxes_of(chunk.box, there)) {
+      pieces.push_back(piece_of(box, source, there));
+    }
+    stream_->submit([&] {
+      for (const Piece& piece : pieces) {
+        if (!there) gather_keys(piece.box, source);
+        tensors_->batches(stream_->get(), layout_, block_, piece.box, batches_);
+        launcher_->run(stream_->get(), piece.launches);
+      }
+    });
+    submitted_flops_.push_back(chunk.flops);
+  });
+}
+
+double DeviceRun::wait() {
+  const double flops = submitted_flops_.front();
+  submitted_flops_.pop_front();
+  if (stream_->capturing()) return flops / shapes_.flops_per_second();
+  return guarded([&] { return stream_->wait(); });
+}
+
+void DeviceRun::merge(core::Run&) {
+  throw RunError(ErrorCode::kUnsupported, "states of tensors on a device can't be merged");
+}
+
+void DeviceRun::finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) {
+  guarded([&] {
+    const std::int64_t heads = problem_.group_size();
+    Finish what{
+        .place = place_of(problem_, block_),
+        .o = memory_.state,
+        .ml = memory_.state + static_cast<gpu::Address>(layout_.o(gpu::states_of(layout_, block_))),
+        .out = rows_of(out, heads, block_.row_begin),
+        .lse = lse ? rows_of(*lse, heads, block_.row_begin) : Rows{},
+        .value_dim = static_cast<std::uint32_t>(problem_.shape.value_dim),
+        .padded_value_dim = static_cast<std::uint32_t>(layout_.padded_value_dim())};
+    if (const auto& sinks = problem_.device_sinks) {
+      what.sinks = address_of(*sinks);
+      what.sink_step = sinks->strides[1] * size_of(sinks->dtype);
+      what.sinks_wide = sinks->dtype == DType::kFloat32 ? 1 : 0;
+    }
+    tensors_->finish(stream_->get(), what);
+    finished_ = true;
+  });
+}
+
+}  // namespace keyfold::cuda

@@ -1,0 +1,91 @@
+// Folds the partial states that decode_mma.cu leaves into the states in memory. A block has a row
+// (x) of a group (z); its warps take splits in turn. The units of a split are summed at once,
+// splits are folded in ascending order: so that few steps wait for each other.
+#include "units.cuh"
+
+constexpr u32 kMostWarps = kThreads / 32;
+
+// Of four columns of a row.
+struct Sum {
+  float2 ml;
+  float4 o;
+};
+
+KEYFOLD_INLINE float larger_or_nan(float a, float b) { return a > b || is_nan(a) ? a : b; }
+
+// Of the units from number `part` on, of which there are n.
+KEYFOLD_INLINE Sum sum_units(const Params& p, u64 part, i32 n, u32 column) {
+  constexpr i32 kAhead = 8;  // loaded together
+  const u64 step = p.index_end - p.index_begin;
+  Sum sum{{hidden(), 0.0f}, {0.0f, 0.0f, 0.0f, 0.0f}};
+  float2 ml[kUnits];
+#pragma unroll
+  for (i32 i = 0; i < kUnits; ++i) {
+    ml[i] = {hidden(), -1.0f};
+    if (i < n) ml[i] = load_float2(p.partial_ml + 8 * (part + i * step));
+  }
+#pragma unroll
+  for (i32 i = 0; i < kUnits; ++i) sum.ml.x = larger_or_nan(sum.ml.x, ml[i].x);
+#pragma unroll
+  for (i32 begin = 0; begin < kUnits; begin += kAhead) {
+    float4 o[kAhead];
+#pragma unroll
+    for (i32 i = 0; i < kAhead; ++i) {
+      const i32 unit = begin + i;
+      o[i] = {0.0f, 0.0f, 0.0f, 0.0f};
+      if (unit < n)
+        o[i] = load_float4(p.partial_o + 4 * ((part + unit * step) * kValueDim + column));
+    }
+#pragma unroll
+    for (i32 i = 0; i < kAhead; ++i) {
+      const float2 of = ml[begin + i];
+      const float factor = of.y < 0.0f ? 0.0f : exp_nonpositive(of.x - base_of(sum.ml.x));
+      if (factor == 0.0f) continue;  // as 0 times its Inf or NaN would be NaN
+      sum.ml.y = fmaf(of.y, factor, sum.ml.y);
+      sum.o = {fmaf(o[i].x, factor, sum.o.x), fmaf(o[i].y, factor, sum.o.y),
+               fmaf(o[i].z, factor, sum.o.z), fmaf(o[i].w, factor, sum.o.w)};
+    }
+  }
+  return sum;
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads)
+    decode_merge(const __grid_constant__ Params p) {
+  __shared__ Sum sums[kMostWarps][32];
+  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const i32 warps = i32(blockDim.x / 32);
+  const u32 group = p.group + blockIdx.z, index = p.index_begin + blockIdx.x;
+  const Range units = units_of(p, load_batch(p, group / p.kv_heads));
+  if (units.begin == units.end) return;
+  const i32 split_end = (units.end - 1) / kUnits + 1;
+  const u64 at = state_index(p, group, index);
+  const float2 before = read_float2(p.ml + 8 * at);
+#pragma unroll 1
+  for (u32 first = 0; first < kValueDim; first += 128) {
+    const u32 column = smaller(first + 4 * lane, kValueDim - 4);
+    const u64 place = p.o + 4 * (at * kValueDim + column);
+    float2 ml = before;
+    float4 o = read_float4(place);
+#pragma unroll 1
+    for (i32 begin = units.begin / kUnits; begin < split_end; begin += warps) {
+      const i32 split = begin + i32(warp);
+      if (split < split_end) {
+        const i32 unit = larger(units.begin, split * kUnits);
+        sums[warp][lane] = sum_units(p, unit_index(p, group, unit, index),
+                                     smaller(units.end, (split + 1) * kUnits) - unit, column);
+      }
+      __syncthreads();
+      for (i32 i = 0; warp == 0 && i < smaller(warps, split_end - begin); ++i) {
+        const Sum later = sums[i][lane];
+        if (later.ml.y == 0.0f) continue;
+        const Factors f = merge_states(ml, later.ml);
+        o = {merge_values(o.x, later.o.x, f), merge_values(o.y, later.o.y, f),
+             merge_values(o.z, later.o.z, f), merge_values(o.w, later.o.w, f)};
+      }
+      __syncthreads();
+    }
+    if (warp != 0) continue;
+    if (first + 4 * lane < kValueDim) write(place, o);
+    if (lane == 0 && first + 128 >= kValueDim) write(p.ml + 8 * at, ml);
+  }
+}

@@ -1,0 +1,25 @@
+// What decode_mma.cu and decode_merge.cu have to agree on: units of keys, and their partial states.
+#pragma once
+
+#include "common.cuh"
+
+// A split is cut into units, counted from its begin. Partial states are those of units:
+// [groups of the chunk][units of the wave][indices of the chunk].
+constexpr i32 kUnitLen = KEYFOLD_UNIT_LEN, kUnits = i32(kSplitLen) / kUnitLen;
+static_assert(kUnits * kUnitLen == i32(kSplitLen), "whole units");
+
+// Units of the wave that the chunk's rows see of a batch entry.
+KEYFOLD_INLINE Range units_of(const Params& p, const Batch& batch) {
+  const i32 first = i32(p.split * kSplitLen), last = first + i32(p.num_splits * kSplitLen);
+  const i32 begin = larger(first, visible(batch, p.index_begin / p.heads).begin);
+  const i32 end = smaller(last, visible(batch, (p.index_end - 1) / p.heads).end);
+  if (begin >= end) return {0, 0};
+  return {(begin - first) / kUnitLen, (end - first + kUnitLen - 1) / kUnitLen};
+}
+
+// Number of a row's partial state.
+KEYFOLD_INLINE u64 unit_index(const Params& p, u32 group, i32 unit, u32 index) {
+  return (u64(group - p.group) * p.num_splits * kUnits + u32(unit)) *
+             (p.index_end - p.index_begin) +
+         (index - p.index_begin);
+}
