@@ -20,6 +20,7 @@ std::vector<std::string> kernel_names(const Traits& traits) {
   std::vector<std::string> names;
   if (traits.capability == 90) names.emplace_back("wgmma");
   if (traits.capability >= 80) names.emplace_back("mma");
+  if (traits.capability == 90) names.emplace_back("wgmma3");  // by its name only: see docs/cuda.md
   names.emplace_back("scalar");
   return names;
 }
@@ -51,10 +52,10 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
     tiling_ = {.split_len = kDecodeSplitLen, .tile_rows = decode_.rows(indices), .decode = true};
     return;
   }
-  if (selected == "wgmma") {
+  if (selected == "wgmma" || selected == "wgmma3") {
     wgmma_ = wgmma_shape(query, shape.q_len * problem.group_size());
-    wgmma3_ = wgmma3_shape(query);
   }
+  if (selected == "wgmma3") wgmma3_ = wgmma3_shape(query);
   device_blocks_ = u32(traits.multiprocessors);
   if (wgmma_) {
     name_ = "wgmma";
