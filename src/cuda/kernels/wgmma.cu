@@ -273,12 +273,16 @@ KEYFOLD_INLINE Step raise_maxima(Rows& c, const Params& p) {
   return step;
 }
 
+// What passes other than 0 see of a weight, and of a factor, is whether it is there.
+KEYFOLD_INLINE float weight_of(float x, i32 pass) {
+  return kCareful && pass != 0 ? (x != 0.0f ? 1.0f : 0.0f) : x;
+}
 // A sum that has overflowed vanishes with its weights.
 KEYFOLD_INLINE float rescaled(float x, float alpha) {
   return kCareful && alpha == 0.0f ? 0.0f : x * alpha;
 }
 // Scores of part of the keys become weights; the first time what was before is rescaled.
-KEYFOLD_INLINE void weigh(Rows& c, const Params& p, const Step& step, u32 part) {
+KEYFOLD_INLINE void weigh(Rows& c, const Params& p, const Step& step, i32 pass, u32 part) {
   const float exponent = (kFinished ? 1.0f : p.scale) * kLog2e;
   constexpr u32 kScores = kKeys / 2 / kWeighings;
   float sum[4] = {c.t[0], c.t[1], 0.0f, 0.0f};
@@ -286,7 +290,9 @@ KEYFOLD_INLINE void weigh(Rows& c, const Params& p, const Step& step, u32 part) 
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) c.l[r] *= step.alpha[r], sum[r] *= step.alpha[r];
 #pragma unroll
-    for (u32 j = 0; j < kValueWidth / 2; ++j) c.o[j] = rescaled(c.o[j], step.alpha[j / 2 % 2]);
+    for (u32 j = 0; j < kValueWidth / 2; ++j) {
+      c.o[j] = rescaled(c.o[j], weight_of(step.alpha[j / 2 % 2], pass));
+    }
   }
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
@@ -313,10 +319,6 @@ KEYFOLD_INLINE void close_split(Rows& c) {
   }
 }
 
-// What passes after the first see of a weight is whether it is there.
-KEYFOLD_INLINE float weight_of(float x, i32 pass) {
-  return kCareful && pass != 0 ? (x != 0.0f ? 1.0f : 0.0f) : x;
-}
 KEYFOLD_INLINE void pack_weights(Rows& c, i32 pass, u32 part) {
   constexpr u32 kPairs = kKeys / 4 / kWeighings;
 #pragma unroll
@@ -543,7 +545,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         u32 v = 0;
 #pragma unroll
         for (u32 w = 0; w < kWeighings; ++w) {
-          weigh(c, p, step, w);
+          weigh(c, p, step, pass, w);
           pack_weights(c, pass, w);
           // A careful kernel has no registers for weights of one step beside scores of the next.
           if (kCareful && w + 1 < kWeighings) continue;
