@@ -20,7 +20,9 @@ std::vector<std::string> kernel_names(const Traits& traits) {
   std::vector<std::string> names;
   if (traits.capability == 90) names.emplace_back("wgmma");
   if (traits.capability >= 80) names.emplace_back("mma");
-  if (traits.capability == 90) names.emplace_back("wgmma3");  // by its name only: see docs/cuda.md
+  // By their names only: see docs/cuda.md.
+  if (traits.capability >= 80) names.emplace_back("decode_mma");
+  if (traits.capability == 90) names.emplace_back("wgmma3");
   names.emplace_back("scalar");
   return names;
 }
@@ -37,10 +39,10 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
   const std::string selected = selected_kernel(traits);
   if (few) {
     const std::int64_t indices = shape.q_len * problem.group_size();
-    if (selected != "scalar")
+    if (selected == "decode_mma")
       decode_mma_ = decode_mma_shape(query, indices, traits.max_shared_bytes);
     if (decode_mma_) {
-      name_ = "mma";
+      name_ = "decode_mma";
       device_blocks_ = decode_mma_->resident * u32(traits.multiprocessors);
       tiling_ = {.split_len = kDecodeMmaSplitLen,
                  .tile_rows = decode_mma_->rows(),

@@ -15,7 +15,7 @@
 namespace keyfold::cuda {
 
 /// The kernels of prefill that a device can run, in the order of choice. Where one cannot do a
-/// problem, the next does it; wgmma3, for float32, stands beside wgmma where it is named.
+/// problem, the next does it; decode_mma and wgmma3 do what they can only where they are named.
 std::vector<std::string> kernel_names(const Traits& traits);
 /// KEYFOLD_CUDA_KERNEL, else the first of them. Throws InvalidArgument for another name.
 std::string selected_kernel(const Traits& traits);

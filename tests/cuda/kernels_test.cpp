@@ -74,7 +74,7 @@ int spills_of(const KernelSpec& spec) {
   const auto has = [&](const char* option) {
     return std::ranges::find(spec.options, option) != spec.options.end();
   };
-  return has("-DKEYFOLD_CAREFUL=0") && has("-DKEYFOLD_FINISHED=0") ? 256 : 3072;
+  return has("-DKEYFOLD_CAREFUL=0") && has("-DKEYFOLD_FINISHED=0") ? 384 : 3072;
 }
 
 /// Shared memory of a block, as the CUDA programming guide has it.
