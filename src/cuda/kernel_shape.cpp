@@ -71,10 +71,9 @@ std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_
   s.warpgroups = value <= 2 ? 3 : 2;
   s.keys = value == 1 ? 192 : 128;
   if (num_rows <= 1024) {
-    // Splits of about the same work, whatever the rows; warpgroups that all have some.
-    const auto rows = static_cast<std::uint32_t>(num_rows);
-    s.partial_len = std::clamp(16 * std::bit_ceil(rows), 2048u, 8192u) / s.keys * s.keys;
-    s.warpgroups = ceil_div(rows, 64 * ceil_div(rows, s.rows()));
+    // Splits of about the same work, whatever the rows.
+    const std::uint32_t work = 16 * std::bit_ceil(static_cast<std::uint32_t>(num_rows));
+    s.partial_len = std::clamp(work, 2048u, 8192u) / s.keys * s.keys;
   }
   s.weighings = value == 2 ? 2 : 1;
   s.part_panels = head % 2 == 0 && s.keys == 128 ? 2 : 1;

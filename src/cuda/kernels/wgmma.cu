@@ -470,14 +470,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
 
-  // All registers: 40 and 2 x 232, or 32 and 3 x 160, of 128 threads each. One finds enough as it
-  // is.
+  // All registers: 40 and 2 x 232, or 32 and 3 x 160, of 128 threads each.
   if (threadIdx.x < 128) {
-    if (kWarpgroups > 1) give_registers<kWarpgroups == 3 ? 32 : 40>();
+    give_registers<kWarpgroups == 3 ? 32 : 40>();
     if (threadIdx.x == 0) produce(q_map, k_map, v_map, p, jobs, base, bars);
     return;
   }
-  if (kWarpgroups > 1) take_registers<kWarpgroups == 3 ? 160 : 232>();
+  take_registers<kWarpgroups == 3 ? 160 : 232>();
   const u32 consumer = threadIdx.x - 128, warpgroup = consumer / 128, lane = consumer % 32;
   const u32 row = consumer / 32 * 16 + lane / 4;  // of the tile; and row + 8
   const u32 q = base + warpgroup * kHeadPanels * kQueryPanel;
