@@ -80,7 +80,7 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
                .tile_rows = wgmma3_->rows(),
                .decode = apart,
                .folds = !apart,
-               .split_bytes = kPrefillSplitLen / wgmma3_->keys * wgmma3_->tile_bytes};
+               .split_bytes = std::int64_t{kPrefillSplitLen / wgmma3_->keys} * wgmma3_->tile_bytes};
     return;
   }
   if (selected != "scalar") {
