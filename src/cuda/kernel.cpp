@@ -11,6 +11,7 @@
 #include "decode_mma.cu.hpp"
 #include "fold.cuh.hpp"
 #include "hopper.cuh.hpp"
+#include "matrix_units.cuh.hpp"
 #include "merge.cu.hpp"
 #include "mma.cu.hpp"
 #include "mma.cuh.hpp"
@@ -43,9 +44,9 @@ SourceFile kernel_source(const std::string& file) {
 const std::vector<SourceFile>& kernel_headers() {
   static const auto& all = *new std::vector<SourceFile>{
       {"common.cuh", kernels::common_cuh}, {"fold.cuh", kernels::fold_cuh},
-      {"hopper.cuh", kernels::hopper_cuh}, {"mma.cuh", kernels::mma_cuh},
-      {"pairs.cuh", kernels::pairs_cuh},   {"params.cuh", kernels::params_cuh},
-      {"units.cuh", kernels::units_cuh}};
+      {"hopper.cuh", kernels::hopper_cuh}, {"matrix_units.cuh", kernels::matrix_units_cuh},
+      {"mma.cuh", kernels::mma_cuh},       {"pairs.cuh", kernels::pairs_cuh},
+      {"params.cuh", kernels::params_cuh}, {"units.cuh", kernels::units_cuh}};
   return all;
 }
 

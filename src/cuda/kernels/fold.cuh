@@ -12,7 +12,7 @@
 // which meets the keys four times: with 1 where V is Inf, -Inf, NaN, and then with the rest of V.
 #pragma once
 
-#include "common.cuh"
+#include "matrix_units.cuh"
 
 constexpr bool kCareful = KEYFOLD_CAREFUL;
 constexpr bool kFinished = KEYFOLD_FINISHED;  // scores are more than products times the scale
@@ -23,7 +23,6 @@ constexpr i32 kPasses = kCareful ? 4 : 1;  // 1, 2, 3 look for Inf, -Inf, NaN; 0
 // Weights are taken times 2^kWeightBits: float16 holds those down to 2^-39.
 constexpr float kWeightBits = kDType == 1 ? 15.0f : 0.0f;
 constexpr float kWeightUnit = kDType == 1 ? 1.0f / 32768.0f : 1.0f;
-constexpr float kLog2e = 1.44269504f;
 
 // --- Jobs ---------------------------------------------------------------------------------------
 
@@ -71,39 +70,6 @@ KEYFOLD_INLINE bool job_of(const Params& p, const Jobs& jobs, u32 i, Job& job) {
 }
 
 // --- Scores -------------------------------------------------------------------------------------
-
-KEYFOLD_INLINE float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-KEYFOLD_INLINE float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-KEYFOLD_INLINE float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-KEYFOLD_INLINE float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-// score() with tanh by two instructions, whose errors of 2^-22 are far below those of 16-bit
-// products.
-KEYFOLD_INLINE float fast_score(const Params& p, float product, u64 mask) {
-  float s = product * p.scale;
-  if constexpr (kSoftcap) {
-    s = p.softcap * (1.0f - 2.0f * reciprocal(1.0f + exp2_fast(s * (2.0f * kLog2e))));
-  }
-  if constexpr (kMaskType != 0) {
-    const float bias = mask_value(mask);
-    s = bias == hidden() ? hidden() : (kMaskType == 1 ? s : s + bias);
-  }
-  return s;
-}
 
 // Whether scores of tile n have to be looked at one by one.
 KEYFOLD_INLINE bool unfinished(const Job& job, i32 n) {

@@ -3,7 +3,7 @@
 // wgmma.
 #pragma once
 
-#include "common.cuh"
+#include "matrix_units.cuh"
 
 struct alignas(64) TensorMap {
   char bytes[128];
@@ -41,9 +41,6 @@ KEYFOLD_INLINE void barrier_wait(u32 barrier, u32 parity) {
       : "memory");
 }
 // Of `threads` threads, by a number from 1 to 15.
-KEYFOLD_INLINE void named_sync(u32 id, u32 threads) {
-  asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 
 KEYFOLD_INLINE void prefetch_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");

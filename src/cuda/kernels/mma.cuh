@@ -2,7 +2,7 @@
 // (cp.async), matrices from shared memory (ldmatrix), products of a warp (mma.sync).
 #pragma once
 
-#include "common.cuh"
+#include "matrix_units.cuh"
 
 KEYFOLD_INLINE u32 shared_address(const void* p) {
   return static_cast<u32>(__cvta_generic_to_shared(p));
@@ -45,20 +45,7 @@ KEYFOLD_INLINE void store_shared(u32 address, const float* x) {
                "f"(x[2]), "f"(x[3])
                : "memory");
 }
-// Of `threads` threads, by a number from 1 to 15.
-KEYFOLD_INLINE void named_sync(u32 id, u32 threads) {
-  asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 
-KEYFOLD_INLINE u32 pack(float low, float high) {
-  u32 r;
-  if constexpr (kDType == 2) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  }
-  return r;
-}
 // d[16 x 8] += a[16 x 16] * b[16 x 8] of 16-bit elements.
 #define KEYFOLD_MULTIPLY(type)                                                        \
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \

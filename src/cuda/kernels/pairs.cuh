@@ -82,11 +82,6 @@ KEYFOLD_INLINE RowExponent exponent_of(const float4 (&x)[kVectors]) {
           exponent < -kLargest || exponent > kLargest || 3 * (counts & 0xffffu) > counts >> 16};
 }
 
-KEYFOLD_INLINE u32 pack(float low, float high) {
-  u32 r;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
 struct Pair {
   uint2 high, low;
 };

@@ -42,7 +42,6 @@ constexpr i32 kPasses = kCareful ? 4 : 1;
 // Weights are taken times 2^kWeightBits: float16 holds those down to 2^-39.
 constexpr float kWeightBits = kDType == 2 ? 0.0f : 15.0f;
 constexpr float kWeightUnit = kDType == 2 ? 1.0f : 1.0f / 32768.0f;
-constexpr float kLog2e = 1.44269504f;
 
 // What a launch works on.
 struct Jobs {
@@ -173,48 +172,6 @@ struct Rows {
   Range seen[2];
   u64 mask[2];
 };
-
-KEYFOLD_INLINE float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-KEYFOLD_INLINE float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-KEYFOLD_INLINE u32 pack(float low, float high) {
-  u32 r;
-  if constexpr (kDType == 2) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  }
-  return r;
-}
-KEYFOLD_INLINE float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-KEYFOLD_INLINE float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-// score() with tanh by two instructions, whose errors of 2^-22 are far below those of 16-bit
-// products.
-KEYFOLD_INLINE float fast_score(const Params& p, float product, u64 mask) {
-  float s = product * p.scale;
-  if constexpr (kSoftcap) {
-    s = p.softcap * (1.0f - 2.0f * reciprocal(1.0f + exp2_fast(s * (2.0f * kLog2e))));
-  }
-  if constexpr (kMaskType != 0) {
-    const float bias = mask_value(mask);
-    s = bias == hidden() ? hidden() : (kMaskType == 1 ? s : s + bias);
-  }
-  return s;
-}
 
 // Hides and finishes the scores of tile n.
 KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, i32 n, u32 lane) {

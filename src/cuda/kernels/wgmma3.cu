@@ -33,7 +33,6 @@ constexpr u32 kHeadSteps = (kHeadDim + 15) / 16;
 // Columns of a product with V; of one key's weights.
 constexpr u32 kColumns = kValueWidth % 128 == 0 ? 128 : 64;
 constexpr float kWeightUnit = 1.0f / (1 << kWeightBits);
-constexpr float kLog2e = 1.44269504f;
 
 // --- Jobs ---------------------------------------------------------------------------------------
 
@@ -131,19 +130,6 @@ struct Rows {
   u64 mask[2];
 };
 
-KEYFOLD_INLINE float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-KEYFOLD_INLINE float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-KEYFOLD_INLINE float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
 // Of the record in shared memory.
 KEYFOLD_INLINE float shared_float(u32 address) {
   float x;
