@@ -35,6 +35,8 @@ Table& table() {
   return instance;
 }
 
+}  // namespace
+
 /// Addresses that nothing is behind.
 class Reservation {
  public:
@@ -56,6 +58,8 @@ class Reservation {
   void* data_;
   std::size_t size_;
 };
+
+namespace {
 
 /// Throws unless the view's elements lie inside the buffer.
 void check_inside(const char* name, const TensorView& view, const DeviceAddress& at) {

@@ -7,13 +7,14 @@
 
 #include "cuda/errors.hpp"
 #include "cuda/stream.hpp"
+#include "gpu/cast.hpp"
 
 namespace keyfold::cuda {
 namespace {
 
 constexpr std::int64_t kPieceBytes = 8 << 20;
 
-std::size_t usize(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
+using gpu::usize;
 
 /// Two pieces of pinned memory, in turn.
 struct Pieces {

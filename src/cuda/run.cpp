@@ -8,12 +8,13 @@
 
 #include "cuda/errors.hpp"
 #include "cuda/tensors.hpp"
+#include "gpu/cast.hpp"
 #include "gpu/waves.hpp"
 
 namespace keyfold::cuda {
 namespace {
 
-std::size_t usize(std::int64_t bytes) { return static_cast<std::size_t>(bytes); }
+using gpu::usize;
 
 }  // namespace
 

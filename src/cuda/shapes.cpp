@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "gpu/cast.hpp"
 #include "gpu/kernel_options.hpp"
 
 namespace keyfold::cuda {
@@ -12,7 +13,7 @@ std::string define(const char* name, std::uint32_t value) {
   return std::string("-DKEYFOLD_") + name + "=" + std::to_string(value);
 }
 
-std::uint32_t u32(std::int64_t value) { return static_cast<std::uint32_t>(value); }
+using gpu::u32;
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "gpu/cast.hpp"
 #include "gpu/chunk.hpp"
 
 namespace keyfold::cuda {
@@ -46,7 +47,7 @@ KernelSpec spec_of(const char* entry, DType dtype) {
           .threads = kThreads};
 }
 
-std::uint32_t u32(std::int64_t value) { return static_cast<std::uint32_t>(value); }
+using gpu::u32;
 
 }  // namespace
 

@@ -21,13 +21,13 @@ constexpr std::string_view kMagic = "\x93NUMPY";
 constexpr std::size_t kVersionEnd = 8;  // magic, major, minor
 constexpr std::size_t kAlignment = 64;  // of the data in the files that NumPy writes
 
-struct TypeName {
+struct NpyType {
   std::string_view descr;
   DType dtype;
 };
 
 // The first name of a type is the one that is written.
-constexpr std::array<TypeName, 6> kTypeNames = {{{"<f4", DType::kFloat32},
+constexpr std::array<NpyType, 6> kNpyTypes = {{{"<f4", DType::kFloat32},
                                                  {"<f2", DType::kFloat16},
                                                  {"|b1", DType::kBool},
                                                  {"<V2", DType::kBFloat16},
@@ -110,7 +110,7 @@ class HeaderParser {
       throw InvalidArgument(source_, "expected an array of numbers, got a structured array");
     }
     const std::string_view descr = parse_string();
-    for (const TypeName& type : kTypeNames) {
+    for (const NpyType& type : kNpyTypes) {
       if (type.descr == descr) return type.dtype;
     }
     throw InvalidArgument(
@@ -195,7 +195,7 @@ TensorLayout parse_npy(const std::string& source, std::span<const std::byte> fil
 
 std::string npy_header(DType dtype, std::span<const std::int64_t> shape) {
   std::string_view descr;
-  for (const TypeName& type : kTypeNames) {
+  for (const NpyType& type : kNpyTypes) {
     if (type.dtype == dtype && descr.empty()) descr = type.descr;
   }
   // Python writes a tuple of one element with a comma behind it.

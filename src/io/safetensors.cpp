@@ -24,11 +24,11 @@ using Entry = SafetensorsIndex::Entry;
 constexpr std::size_t kLengthBytes = 8;
 constexpr const char* kMetadata = "__metadata__";
 
-struct TypeName {
+struct SafetensorsType {
   std::string_view name;
   DType dtype;
 };
-constexpr std::array<TypeName, 4> kTypeNames = {{{"F32", DType::kFloat32},
+constexpr std::array<SafetensorsType, 4> kSafetensorsTypes = {{{"F32", DType::kFloat32},
                                                  {"F16", DType::kFloat16},
                                                  {"BF16", DType::kBFloat16},
                                                  {"BOOL", DType::kBool}}};
@@ -210,9 +210,9 @@ TensorLayout SafetensorsIndex::find(const std::string& name) const {
   }
 
   const std::string tensor = source_ + ":" + entry->name;
-  const auto type = std::find_if(kTypeNames.begin(), kTypeNames.end(),
-                                 [&](const TypeName& t) { return t.name == entry->dtype; });
-  if (type == kTypeNames.end()) {
+  const auto type = std::find_if(kSafetensorsTypes.begin(), kSafetensorsTypes.end(),
+                                 [&](const SafetensorsType& t) { return t.name == entry->dtype; });
+  if (type == kSafetensorsTypes.end()) {
     throw InvalidArgument(
         tensor, "expected elements of type F32, F16, BF16 or BOOL, got " + in_quotes(entry->dtype));
   }
@@ -230,8 +230,8 @@ std::string safetensors_header(const std::string& source, std::span<const NamedS
                             "'__metadata__'; got " +
                                 in_quotes(tensor.name));
     }
-    const auto type = std::find_if(kTypeNames.begin(), kTypeNames.end(),
-                                   [&](const TypeName& t) { return t.dtype == tensor.dtype; });
+    const auto type = std::find_if(kSafetensorsTypes.begin(), kSafetensorsTypes.end(),
+                                   [&](const SafetensorsType& t) { return t.dtype == tensor.dtype; });
     const std::int64_t begin = end;
     if (__builtin_add_overflow(end, byte_size(source, tensor.dtype, tensor.shape), &end)) {
       throw InvalidArgument(source, "expected tensors of less than 2^63 bytes in all, got more");

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "gpu/cast.hpp"
 #include "gpu/chunk.hpp"
 #include "gpu/finish.hpp"
 #include "gpu/waves.hpp"
@@ -14,7 +15,7 @@
 namespace keyfold::vulkan {
 namespace {
 
-std::uint32_t u32(std::int64_t value) { return static_cast<std::uint32_t>(value); }
+using gpu::u32;
 
 vk::BufferCopy copy_of(std::int64_t bytes, std::int64_t from = 0, std::int64_t to = 0) {
   return {static_cast<vk::DeviceSize>(from), static_cast<vk::DeviceSize>(to),

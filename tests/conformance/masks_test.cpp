@@ -8,7 +8,6 @@ namespace keyfold::test {
 namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInf = std::numeric_limits<float>::infinity();
 
 class Masks : public BackendTest {
  protected:

@@ -1,6 +1,5 @@
 // merge_state on finished outputs.
 #include <cmath>
-#include <limits>
 
 #include "support/backends.hpp"
 
@@ -31,7 +30,6 @@ TEST_P(MergeState, HalvesOfTheKeysGiveTheWhole) {
 
 TEST_P(MergeState, FollowsItsFormula) {
   Rng rng("formula");
-  constexpr float kInf = std::numeric_limits<float>::infinity();
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
     const Dims sizes{2, 3, 16, 7}, rows{2, 3, 16, 1};
     Tensor out_a(dtype, sizes, Layout::kSliced), out_b(dtype, sizes, Layout::kTransposed);

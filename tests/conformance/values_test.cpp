@@ -9,7 +9,6 @@ namespace keyfold::test {
 namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kDim = 24;
 
 class Values : public BackendTest {

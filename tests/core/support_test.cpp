@@ -11,7 +11,6 @@ namespace keyfold::test {
 namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInf = std::numeric_limits<float>::infinity();
 
 /// One head, two rows, three keys, dim 1: small enough for a pocket calculator.
 struct Tiny {

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <sstream>
 
 #include "support/case.hpp"
@@ -86,7 +85,6 @@ TEST(Kernels, TheExponentialIsWithinTwoUlp) {
     }
     EXPECT_LE(worst, 2) << name;
 
-    constexpr float kInf = std::numeric_limits<float>::infinity();
     const float special[5] = {0, -0.0f, -kInf, -1000, std::nanf("")};
     float result[5];
     cpu::selected_kernels().exp(special, result, 5);

@@ -11,7 +11,6 @@ namespace keyfold::test {
 namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInf = std::numeric_limits<float>::infinity();
 
 const char* name_of(Data data) {
   switch (data) {

@@ -154,8 +154,10 @@ class Attention {
                               : static_cast<double>(sums[i]);
       result.out_noise[to] = static_cast<double>(std::sqrt(out_squares[i]));
     }
+    // log(l), at most that of the keys, is rounded before m is added to it.
+    const double log_noise = 0x1p-24 * std::log(std::max<double>(1, static_cast<double>(width)));
     for (std::size_t r = 0; r < n; ++r)
-      result.lse_noise[at + r] = std::sqrt(result.lse_noise[at + r]);
+      result.lse_noise[at + r] = std::sqrt(result.lse_noise[at + r] + log_noise * log_noise);
   }
 
   /// Scores to probabilities, in place; returns the logsumexp.

@@ -3,12 +3,15 @@
 
 #include <cstddef>
 #include <functional>
+#include <limits>
 #include <string_view>
 #include <vector>
 
 #include "keyfold/tensor.hpp"
 
 namespace keyfold::test {
+
+inline constexpr float kInf = std::numeric_limits<float>::infinity();
 
 enum class Layout {
   kDense,        ///< [batch, heads, len, dim]
