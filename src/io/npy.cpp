@@ -28,11 +28,11 @@ struct NpyType {
 
 // The first name of a type is the one that is written.
 constexpr std::array<NpyType, 6> kNpyTypes = {{{"<f4", DType::kFloat32},
-                                                 {"<f2", DType::kFloat16},
-                                                 {"|b1", DType::kBool},
-                                                 {"<V2", DType::kBFloat16},
-                                                 {"|V2", DType::kBFloat16},
-                                                 {"bfloat16", DType::kBFloat16}}};
+                                               {"<f2", DType::kFloat16},
+                                               {"|b1", DType::kBool},
+                                               {"<V2", DType::kBFloat16},
+                                               {"|V2", DType::kBFloat16},
+                                               {"bfloat16", DType::kBFloat16}}};
 
 // Walks once over the dictionary. Nothing in it nests deeper than the shape's parentheses.
 class HeaderParser {

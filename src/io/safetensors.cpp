@@ -29,9 +29,9 @@ struct SafetensorsType {
   DType dtype;
 };
 constexpr std::array<SafetensorsType, 4> kSafetensorsTypes = {{{"F32", DType::kFloat32},
-                                                 {"F16", DType::kFloat16},
-                                                 {"BF16", DType::kBFloat16},
-                                                 {"BOOL", DType::kBool}}};
+                                                               {"F16", DType::kFloat16},
+                                                               {"BF16", DType::kBFloat16},
+                                                               {"BOOL", DType::kBool}}};
 
 // The header's length, which precedes it.
 std::uint64_t header_length(std::span<const std::byte> file) {
@@ -230,8 +230,9 @@ std::string safetensors_header(const std::string& source, std::span<const NamedS
                             "'__metadata__'; got " +
                                 in_quotes(tensor.name));
     }
-    const auto type = std::find_if(kSafetensorsTypes.begin(), kSafetensorsTypes.end(),
-                                   [&](const SafetensorsType& t) { return t.dtype == tensor.dtype; });
+    const auto type =
+        std::find_if(kSafetensorsTypes.begin(), kSafetensorsTypes.end(),
+                     [&](const SafetensorsType& t) { return t.dtype == tensor.dtype; });
     const std::int64_t begin = end;
     if (__builtin_add_overflow(end, byte_size(source, tensor.dtype, tensor.shape), &end)) {
       throw InvalidArgument(source, "expected tensors of less than 2^63 bytes in all, got more");
