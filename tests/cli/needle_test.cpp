@@ -27,7 +27,8 @@ std::string prose(std::size_t bytes, std::uint64_t seed = 7) {
   return text;
 }
 
-/// Enough for 8K keys, and quick also under sanitizers.
+/// Quick also under sanitizers: the work grows with the square of the length.
+constexpr std::size_t kTextSize = 4096;
 constexpr HeadShape kSmallHeads{4, 2, 64, DType::kFloat32};
 
 /// A folder of its own for each test, removed afterwards.
@@ -58,14 +59,14 @@ struct Setting {
 class FindsNeedle : public testing::TestWithParam<Setting> {};
 
 TEST_P(FindsNeedle, AtEveryDepth) {
-  const std::string haystack = prose(8192);
+  const std::string haystack = prose(kTextSize);
   HeadShape shape = kSmallHeads;
   shape.dtype = GetParam().dtype;
   RunOptions run;
   run.chunk_size = GetParam().chunk_size;
   for (const std::int64_t depth : {0, 10, 50, 90, 100}) {
     const Needle needle = make_needle(static_cast<std::uint64_t>(depth));
-    const Answer reply = answer(hide(needle, haystack, 8192, depth), shape, 3, run);
+    const Answer reply = answer(hide(needle, haystack, kTextSize, depth), shape, 3, run);
     EXPECT_EQ(reply.text, needle.phrase) << "depth " << depth;
     // Prefill, twelve letters and the quote: one dispatch each at least, more with small chunks.
     EXPECT_GE(reply.dispatches, run.chunk_size ? 2 * 13 : 13);
@@ -85,7 +86,7 @@ INSTANTIATE_TEST_SUITE_P(DTypesAndChunks, FindsNeedle,
 
 TEST(Needle, OtherShapesOfHeadsFindItToo) {
   const Needle needle = make_needle(1);
-  const std::string text = hide(needle, prose(4096), 4096, 30);
+  const std::string text = hide(needle, prose(2048), 2048, 30);
   for (const HeadShape& shape :
        {HeadShape{1, 1, 64, DType::kFloat32}, HeadShape{6, 3, 72, DType::kFloat16},
         HeadShape{16, 1, 576, DType::kBFloat16}})
@@ -94,14 +95,14 @@ TEST(Needle, OtherShapesOfHeadsFindItToo) {
 
 TEST(Needle, WithoutTheFactThereIsNoPhrase) {
   const Needle needle = make_needle(1);
-  std::string text = hide(needle, prose(8192), 8192, 50);
+  std::string text = hide(needle, prose(kTextSize), kTextSize, 50);
   text.erase(text.find(needle.fact()), needle.fact().size());
   EXPECT_NE(answer(text, kSmallHeads, 3, {}).text, needle.phrase);
 }
 
 TEST(Needle, AskedForAnotherNameThereIsNoPhrase) {
   const Needle needle = make_needle(1);
-  std::string text = hide(needle, prose(8192), 8192, 50);
+  std::string text = hide(needle, prose(kTextSize), kTextSize, 50);
   text.erase(text.size() - needle.question.size());
   text += make_needle(2).question;
   EXPECT_NE(answer(text, kSmallHeads, 3, {}).text, needle.phrase);
@@ -109,14 +110,14 @@ TEST(Needle, AskedForAnotherNameThereIsNoPhrase) {
 
 TEST(Needle, TheAnswerIsWhatTheTextSays) {
   const Needle needle = make_needle(1);
-  std::string text = hide(needle, prose(8192), 8192, 50);
+  std::string text = hide(needle, prose(kTextSize), kTextSize, 50);
   text.replace(text.find(needle.phrase), needle.phrase.size(), "changed by hand");
   EXPECT_EQ(answer(text, kSmallHeads, 3, {}).text, "changed by hand");
 }
 
 TEST(Needle, AnAnswerWithoutAnEndIsGivenUp) {
   const Needle needle = make_needle(1);
-  std::string text = hide(needle, prose(8192), 8192, 50);
+  std::string text = hide(needle, prose(kTextSize), kTextSize, 50);
   const std::size_t quote = text.find(needle.phrase) + needle.phrase.size();
   const std::string endless = "so it goes on and on without any closing quote at all";
   text.replace(quote - needle.phrase.size(), needle.phrase.size() + 1, endless);
@@ -127,7 +128,7 @@ TEST(Needle, AStopEndsIt) {
   std::stop_source stop;
   RunOptions run;
   run.stop_token = stop.get_token();
-  const std::string text = hide(make_needle(1), prose(8192), 8192, 50);
+  const std::string text = hide(make_needle(1), prose(kTextSize), kTextSize, 50);
   EXPECT_NO_THROW(answer(text, kSmallHeads, 3, run));
   double seen = 0;
   EXPECT_THROW(answer(text, kSmallHeads, 3, run,
@@ -235,13 +236,13 @@ TEST_F(NeedleFiles, TheCommandPassesAndDraws) {
   const fs::path plot = folder_ / "plot.svg";
   std::string output;
   EXPECT_EQ(
-      run_tool({file, "--context", "4K,8K", "--depths", "20,80", "--json", "--plot", plot.string()},
+      run_tool({file, "--context", "2K,4K", "--depths", "20,80", "--json", "--plot", plot.string()},
                output),
       kOk);
   const auto json = nlohmann::json::parse(output);
   EXPECT_EQ(json["passed"], true);
   ASSERT_EQ(json["results"].size(), 4U);
-  EXPECT_EQ(json["results"][3]["context"], 8192);
+  EXPECT_EQ(json["results"][3]["context"], 4096);
   EXPECT_EQ(json["results"][3]["depth_percent"], 80);
   EXPECT_EQ(json["results"][3]["answer"], json["results"][3]["expected"]);
   std::ifstream svg(plot);

@@ -1,13 +1,10 @@
 // What is hidden: rows and chunks that see nothing, and hidden keys that hold NaN and Inf.
 #include <cmath>
-#include <limits>
 
 #include "support/backends.hpp"
 
 namespace keyfold::test {
 namespace {
-
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 class Masks : public BackendTest {
  protected:

@@ -8,7 +8,6 @@
 namespace keyfold::test {
 namespace {
 
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr std::int64_t kDim = 24;
 
 class Values : public BackendTest {

@@ -2,15 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 
 #include "support/case.hpp"
 #include "support/judge.hpp"
 
 namespace keyfold::test {
 namespace {
-
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 /// One head, two rows, three keys, dim 1: small enough for a pocket calculator.
 struct Tiny {

@@ -2,15 +2,12 @@
 #include "support/case.hpp"
 
 #include <cmath>
-#include <limits>
 #include <ostream>
 
 #include "core/half.hpp"
 
 namespace keyfold::test {
 namespace {
-
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 const char* name_of(Data data) {
   switch (data) {

@@ -2,7 +2,6 @@
 #include "support/tensor.hpp"
 
 #include <cstring>
-#include <limits>
 
 #include "core/half.hpp"
 
@@ -82,7 +81,6 @@ Tensor::Tensor(DType dtype, const Dims& sizes, Layout layout)
   }
   const std::int64_t elements = begin_ + outer[0] * outer[1] * outer[2] * outer[3] + kMargin;
   memory_.resize(static_cast<std::size_t>(elements * size_of(dtype)));
-  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
   for (std::int64_t i = 0; i < elements; ++i)
     put(memory_.data() + i * size_of(dtype), dtype,
         i % 3 == 0   ? kNaN

@@ -12,6 +12,7 @@
 namespace keyfold::test {
 
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
+inline constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 enum class Layout {
   kDense,        ///< [batch, heads, len, dim]
