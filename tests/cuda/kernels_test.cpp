@@ -126,7 +126,7 @@ TEST_P(Kernels, CompileIntoRegisters) {
         const bool masks = dims.head_dim == 64 || dims.head_dim == 128 || dims.head_dim == 576;
         const bool other_mask = variant.mask && variant.mask != DType::kFloat16;
         if (spec.jobs && (other_mask || (variant.mask && !masks))) continue;
-        if (dtype != DType::kFloat32 && other_mask) continue;
+        if (other_mask && (dtype != DType::kFloat32 || capability != 80)) continue;
         if (dtype != DType::kFloat32 && spec.entry == "attend" && dims.head_dim != 128) continue;
         std::vector<std::string> key = spec.options;
         key.push_back(spec.entry);
