@@ -18,14 +18,9 @@ using gpu::u32;
 }  // namespace
 
 std::vector<std::string> kernel_names(const Traits& traits) {
-  std::vector<std::string> names;
-  if (traits.capability == 90) names.emplace_back("wgmma");
-  if (traits.capability >= 80) names.emplace_back("mma");
-  // By their names only: see docs/cuda.md.
-  if (traits.capability >= 80) names.emplace_back("decode_mma");
-  if (traits.capability == 90) names.emplace_back("wgmma3");
-  names.emplace_back("scalar");
-  return names;
+  if (traits.capability == 90) return {"decode_mma", "wgmma", "wgmma3", "mma", "scalar"};
+  if (traits.capability >= 80) return {"decode_mma", "mma", "scalar"};
+  return {"scalar"};
 }
 
 std::string selected_kernel(const Traits& traits) {
@@ -37,10 +32,14 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
   const ShapeQuery query{shape.dtype, shape.head_dim, shape.value_dim};
   const bool few = shape.q_len <= kFewRows;
   merge_ = merge_shape(query, few);
-  const std::string selected = selected_kernel(traits);
+  const std::vector<std::string> names = kernel_names(traits);
+  const auto selected = std::ranges::find(names, selected_kernel(traits));
+  const auto eligible = [&](const char* name) {
+    return std::find(selected, names.end(), name) != names.end();
+  };
+  const std::int64_t indices = shape.q_len * problem.group_size();
   if (few) {
-    const std::int64_t indices = shape.q_len * problem.group_size();
-    if (selected == "decode_mma")
+    if (eligible("decode_mma"))
       decode_mma_ = decode_mma_shape(query, indices, traits.max_shared_bytes);
     if (decode_mma_) {
       name_ = "decode_mma";
@@ -55,10 +54,8 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
     tiling_ = {.split_len = kDecodeSplitLen, .tile_rows = decode_.rows(indices), .decode = true};
     return;
   }
-  if (selected == "wgmma" || selected == "wgmma3") {
-    wgmma_ = wgmma_shape(query, shape.q_len * problem.group_size());
-  }
-  if (selected == "wgmma3") wgmma3_ = wgmma3_shape(query);
+  if (eligible("wgmma")) wgmma_ = wgmma_shape(query, indices);
+  if (!wgmma_ && eligible("wgmma3")) wgmma3_ = wgmma3_shape(query);
   device_blocks_ = u32(traits.multiprocessors);
   if (wgmma_) {
     name_ = "wgmma";
@@ -75,7 +72,7 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
   if (wgmma3_) {
     name_ = "wgmma3";
     flops_per_second_ = 1e14;
-    const bool apart = shape.q_len * problem.group_size() <= Wgmma3Shape::kFewRows;
+    const bool apart = indices <= Wgmma3Shape::kFewRows;
     merge_ = merge_shape(query, apart);
     tiling_ = {.split_len = kPrefillSplitLen,
                .tile_rows = wgmma3_->rows(),
@@ -84,9 +81,8 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
                .split_bytes = std::int64_t{kPrefillSplitLen / wgmma3_->keys} * wgmma3_->tile_bytes};
     return;
   }
-  if (selected != "scalar") {
+  if (eligible("mma"))
     mma_ = mma_shape(query, problem.mask.has_value(), traits.max_shared_bytes);
-  }
   if (mma_) {
     name_ = "mma";
     device_blocks_ = mma_->resident * u32(traits.multiprocessors);

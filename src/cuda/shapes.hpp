@@ -14,8 +14,8 @@
 
 namespace keyfold::cuda {
 
-/// The kernels of prefill that a device can run, in the order of choice. Where one cannot do a
-/// problem, the next does it; decode_mma and wgmma3 do what they can only where they are named.
+/// The kernels that a device can run, in the order of choice. Where one cannot do a problem, the next
+/// does it.
 std::vector<std::string> kernel_names(const Traits& traits);
 /// KEYFOLD_CUDA_KERNEL, else the first of them. Throws InvalidArgument for another name.
 std::string selected_kernel(const Traits& traits);

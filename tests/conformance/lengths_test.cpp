@@ -4,20 +4,14 @@
 namespace keyfold::test {
 namespace {
 
-class Lengths : public BackendTest {
- protected:
-  std::int64_t split_of(DType dtype, std::int64_t q_len) const {
-    Rng rng("split");
-    return split_len(Inputs({.dtype = dtype, .q_len = q_len, .head_dim = 16}, rng).call());
-  }
-};
+class Lengths : public BackendTest {};
 KEYFOLD_FOR_EACH_BACKEND(Lengths);
 
 TEST_P(Lengths, KeysAroundTilesAndSplits) {
   Rng rng("kv_len");
   for (const DType dtype : {DType::kFloat32, DType::kBFloat16})
     for (const std::int64_t q_len : {1, 20}) {
-      const std::int64_t split = split_of(dtype, q_len);
+      const std::int64_t split = split_len(dtype, q_len);
       std::vector<std::int64_t> edges = {16, 32, 64, 128, split, 2 * split};
       if (scale() == Scale::kTiny) edges = {16, 64, split};
       for (const std::int64_t edge : edges)
@@ -55,7 +49,7 @@ TEST_P(Lengths, HeadSizesAroundVectors) {
 
 TEST_P(Lengths, ChunksOfEveryShape) {
   Rng rng("chunks");
-  const std::int64_t split = split_of(DType::kFloat32, 10);
+  const std::int64_t split = split_len(DType::kFloat32, 10);
   const struct {
     std::int64_t kv_len, chunk_size;
   } shapes[] = {
@@ -80,7 +74,7 @@ TEST_P(Lengths, ChunksOfEveryShape) {
 
 TEST_P(Lengths, KeysAroundTheThreshold) {
   Rng rng("threshold");
-  const std::int64_t split = split_of(DType::kFloat32, 10), threshold = 4 * split;
+  const std::int64_t split = split_len(DType::kFloat32, 10), threshold = 4 * split;
   for (const std::int64_t kv_len : {threshold - 1, threshold, threshold + 1}) {
     const Inputs inputs({.q_len = 10, .kv_len = kv_len, .head_dim = 16}, rng);
     RunOptions how;

@@ -129,20 +129,20 @@ TEST_P(State, MergedPartsAreAccurate) {
   Rng rng("merge");
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
     for (const std::int64_t q_len : {1, 12}) {
+      const std::int64_t split = split_len(dtype, q_len), kv_len = 2 * split + 200;
       const Inputs inputs({.dtype = dtype,
                            .q_len = q_len,
-                           .kv_len = 4300,
+                           .kv_len = kv_len,
                            .head_dim = 32,
                            .causal = true,
                            .mask = Mask::kBool,
                            .sinks = true},
                           rng);
       const Call call = positioned(inputs.call());
-      const std::int64_t split = split_len(call);
       AttentionState first(call.q, options_of(call)), last(call.q, options_of(call), 2 * split);
       feed(first, call, 0, 2 * split);
-      feed(last, call, 2 * split, 4300);
-      EXPECT_EQ(last.next_key(), 4300);
+      feed(last, call, 2 * split, kv_len);
+      EXPECT_EQ(last.next_key(), kv_len);
       first.merge(std::move(last));
       EXPECT_EQ(first.next_key(), 2 * split);
       expect_right(call, finish(first, call), all_rows(call.q));

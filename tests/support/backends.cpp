@@ -98,6 +98,11 @@ bool BackendTest::decode_as_prefill() const {
   return true;
 }
 
+std::int64_t BackendTest::split_len(DType dtype, std::int64_t q_len) const {
+  Rng rng("split");
+  return split_len(Inputs({.dtype = dtype, .q_len = q_len, .head_dim = 16}, rng).call());
+}
+
 Plan BackendTest::plan_of(const Call& call, RunOptions how) const {
   AttentionOptions options = call.options;
   options.run = std::move(how);

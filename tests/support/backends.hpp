@@ -38,6 +38,8 @@ class BackendTest : public testing::TestWithParam<std::string> {
   bool decode_as_prefill() const;
   /// Keys per split of this call.
   std::int64_t split_len(const Call& call) const { return plan_of(call).split_len; }
+  /// The same, of calls with a head_dim of 16.
+  std::int64_t split_len(DType dtype, std::int64_t q_len) const;
   Plan plan_of(const Call& call, RunOptions how = {}) const;
 };
 

@@ -177,8 +177,9 @@ KEYFOLD_INLINE Cursor begin_of(const Params& p, const Jobs& jobs, u32 stream, u3
 template <class Shape, i32 kDim>
 KEYFOLD_INLINE void copy_rows(u32 to, u64 from, i64 pitch, i32 key, i32 limit, u32 team_lane) {
   constexpr i32 kWords = kDim / 8, kPower = kWords & -kWords;  // of 16 bytes, in memory
-  // Lanes that copy side by side in a row.
-  constexpr i32 kLanes = smaller(32, kPower >= 4 || kWords == kPower ? kPower : bit_ceil(kWords));
+  // Lanes that copy side by side in a row; all of 8 words, where these are swizzled.
+  constexpr bool kEven = kPower >= (Shape::kSwizzled ? 8 : 4) || kWords == kPower;
+  constexpr i32 kLanes = smaller(32, kEven ? kPower : bit_ceil(kWords));
   constexpr i32 kAtOnce = 32 * kTeam / kLanes;  // rows
   const i32 row = i32(team_lane) / kLanes, word = i32(team_lane) % kLanes;
   if (kWords < kLanes && word >= kWords) return;
