@@ -1,13 +1,15 @@
 """Speed of keyfold on a CUDA device beside PyTorch's attention, as Markdown tables.
 
 All compute the same tensors in the same run, in turns; each figure is the median of the rounds, by
-CUDA events around the call. The device's limits are a copy and a matrix product by PyTorch.
+CUDA events around a call that the host has queued before the device begins: what the host takes is
+in a table of its own. The device's limits are a copy and a matrix product by PyTorch.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,7 +81,7 @@ class Case:
 def milliseconds(call: Call) -> float:
     """Time one call on the device."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(200_000)  # the host runs ahead
+    torch.cuda._sleep(2_000_000)  # about a millisecond, in which the host runs ahead
     begin.record()
     call()
     end.record()
@@ -167,6 +169,26 @@ def print_masks(case: Case, rounds: int) -> None:
         print(f"| {name} | {ms:.2f} | {ms / options[name][1] / times['plain']:.2f} |", flush=True)
 
 
+def print_host(rounds: int) -> None:
+    """Print how long a call of one dispatch takes the host, queued behind others."""
+    print("\nThe host's time, microseconds a call\n\n| call | cuDNN | flash | keyfold |")
+    print("| --- | --- | --- | --- |")
+    for case in (Case(32, 8, 1, 1024), Case(32, 8, 512, 8192)):
+        shown = []
+        for call in calls_of(case, ("cuDNN", "flash")).values():
+            call()
+            times = []
+            for _ in range(rounds):
+                torch.cuda.synchronize()
+                torch.cuda._sleep(20_000_000)
+                begin = time.perf_counter()
+                for _ in range(20):
+                    call()
+                times.append((time.perf_counter() - begin) / 20)
+            shown.append(f"{1e6 * statistics.median(times):.0f}")
+        print(f"| {case} | {' | '.join(shown)} |", flush=True)
+
+
 def print_limits() -> None:
     """Print the device, its copy bandwidth and its matrix rate."""
     source = torch.empty(2**31, dtype=torch.int8, device="cuda")
@@ -233,12 +255,15 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("table", nargs="*", default=[*tables, "masks"])
+    parser.add_argument("table", nargs="*", default=[*tables, "masks", "host"])
     args = parser.parse_args()
     print_limits()
     for name in args.table:
         if name == "masks":
             print_masks(Case(32, 8, 4096, 32768), args.rounds)
+            continue
+        if name == "host":
+            print_host(args.rounds)
             continue
         title, cases, peers, unit = tables[name]
         print_table(title, cases(), peers, unit, args.rounds)

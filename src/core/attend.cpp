@@ -174,7 +174,8 @@ Plan plan(const AttentionShape& shape, const AttentionOptions& options) {
     plan.staging_bytes =
         blocks.size() > 1 ? core::Staging::bytes(shape, options.lse.has_value()) : 0;
 
-    core::Pacer pacer(session.settings().budget_seconds, kernel.first_dispatch_flops);
+    core::Pacer pacer(session.settings().budget_seconds, kernel.first_dispatch_flops,
+                      kernel.least_flops_per_second);
     for (const core::Block& block : blocks) {
       core::ChunkCutter cutter(session.problem(), block, {0, shape.kv_len},
                                session.cut_rule(block, shape.kv_len));

@@ -19,6 +19,9 @@ struct KernelInfo {
   int max_in_flight = 2;  ///< submissions to keep queued; 1 where submit() does the work itself
   double first_dispatch_flops =
       0;  ///< work of the first dispatch: milliseconds on a slow device of the kind
+  /// Speed that even a busy device of the kind keeps, where that is known before it is measured: the
+  /// first dispatch may be as long as the budget allows at it.
+  double least_flops_per_second = 0;
   double flops_per_second = 0;  ///< rough speed; only plan() uses it
   /// Wall time between checkpoints of a run; 0 where a device cannot be lost, or not be replaced.
   double checkpoint_seconds = 0;

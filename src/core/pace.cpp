@@ -11,8 +11,9 @@ constexpr double kClockSeconds = 1e-6;  // shorter times are not believed
 constexpr double kLeastShare = 1.0 / 64;
 }  // namespace
 
-Pacer::Pacer(double budget_seconds, double first_flops)
-    : first_target_seconds_(budget_seconds * kAim), next_flops_(first_flops) {}
+Pacer::Pacer(double budget_seconds, double first_flops, double least_rate)
+    : first_target_seconds_(budget_seconds * kAim),
+      next_flops_(std::max(first_flops, first_target_seconds_ * least_rate)) {}
 
 void Pacer::record(double flops, double seconds) {
   if (!(flops > 0)) return;

@@ -11,8 +11,9 @@ namespace keyfold::core {
 /// halves, no dispatch after the first exceeds the budget by more than half.
 class Pacer {
  public:
-  /// Both > 0. The first dispatch gets `first_flops`.
-  Pacer(double budget_seconds, double first_flops);
+  /// Both > 0. The first dispatch gets `first_flops`, or what the budget's 3/4 hold at
+  /// `least_rate`, in flops per second, if that is more.
+  Pacer(double budget_seconds, double first_flops, double least_rate = 0);
 
   /// Work of the next dispatch.
   double next_flops() const { return next_flops_; }

@@ -25,17 +25,15 @@ std::string watchdog_of(const Traits& traits) {
 #endif
 }
 
-/// Milliseconds, even if the kernel reaches a fraction only of what such a device can: calls of one
-/// dispatch need not be waited for. Decode reads keys and values once for the rows of a group.
-double first_dispatch_flops(const core::Problem& problem, const gpu::Tiling& tiling,
-                            const Traits& traits) {
-  constexpr double kSlow = 2e9, kSeconds = 5e-3;
-  const double arithmetic = 5e10 * traits.multiprocessors * kSeconds;
-  if (!tiling.decode) return std::max(kSlow, arithmetic);
+/// An eighth of what the kernel reaches, a quarter of what memory gives: calls of one dispatch need
+/// not be waited for. Decode reads keys and values once for the rows of a group.
+double least_flops_per_second(const core::Problem& problem, const Shapes& shapes,
+                              const Traits& traits) {
+  const double arithmetic = shapes.flops_per_second() / 8;
+  if (!shapes.tiling().decode) return arithmetic;
   const double reuse = static_cast<double>(problem.group_size() * problem.shape.q_len);
   const double flops_per_byte = 2 * reuse / static_cast<double>(size_of(problem.shape.dtype));
-  return std::max(kSlow,
-                  std::min(arithmetic, traits.bytes_per_second / 3 * kSeconds * flops_per_byte));
+  return std::min(arithmetic, traits.bytes_per_second / 4 * flops_per_byte);
 }
 
 class CudaBackend : public core::Backend {
@@ -102,7 +100,8 @@ class CudaBackend : public core::Backend {
             .split_len = tiling.split_len,
             .row_align = std::max<std::int64_t>(1, tiling.tile_rows / problem.group_size()),
             .max_in_flight = static_cast<int>(gpu::kFrames),
-            .first_dispatch_flops = first_dispatch_flops(problem, tiling, gpu_.traits()),
+            .first_dispatch_flops = 2e9,
+            .least_flops_per_second = least_flops_per_second(problem, shapes, gpu_.traits()),
             .flops_per_second = shapes.flops_per_second(),
             // After a kernel's failure CUDA refuses the device until the process is started anew:
             // there is nothing to go back to.

@@ -27,7 +27,8 @@ std::string selected_kernel(const Traits& traits) {
   return gpu::kernel_by_name("KEYFOLD_CUDA_KERNEL", kernel_names(traits), traits.name);
 }
 
-Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(problem) {
+Shapes::Shapes(const core::Problem& problem, const Traits& traits)
+    : problem_(problem), multiprocessors_(u32(traits.multiprocessors)) {
   const AttentionShape& shape = problem.shape;
   const ShapeQuery query{shape.dtype, shape.head_dim, shape.value_dim};
   const bool few = shape.q_len <= kFewRows;
@@ -43,7 +44,8 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
       decode_mma_ = decode_mma_shape(query, indices, traits.max_shared_bytes);
     if (decode_mma_) {
       name_ = "decode_mma";
-      device_blocks_ = decode_mma_->resident * u32(traits.multiprocessors);
+      rate_ = 3e11;
+      device_blocks_ = decode_mma_->resident * multiprocessors_;
       tiling_ = {.split_len = kDecodeMmaSplitLen,
                  .tile_rows = decode_mma_->rows(),
                  .decode = true,
@@ -56,10 +58,10 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
   }
   if (eligible("wgmma")) wgmma_ = wgmma_shape(query, indices);
   if (!wgmma_ && eligible("wgmma3")) wgmma3_ = wgmma3_shape(query);
-  device_blocks_ = u32(traits.multiprocessors);
+  device_blocks_ = multiprocessors_;
   if (wgmma_) {
     name_ = "wgmma";
-    flops_per_second_ = 4e14;
+    rate_ = 3e12;
     const bool partial = wgmma_->partial_len != 0;
     merge_ = merge_shape(query, partial);
     tiling_ = {.split_len = wgmma_->split_len(),
@@ -71,7 +73,7 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
   }
   if (wgmma3_) {
     name_ = "wgmma3";
-    flops_per_second_ = 1e14;
+    rate_ = 1e12;
     const bool apart = indices <= Wgmma3Shape::kFewRows;
     merge_ = merge_shape(query, apart);
     tiling_ = {.split_len = kPrefillSplitLen,
@@ -85,8 +87,8 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits) : problem_(pr
     mma_ = mma_shape(query, problem.mask.has_value(), traits.max_shared_bytes);
   if (mma_) {
     name_ = "mma";
-    device_blocks_ = mma_->resident * u32(traits.multiprocessors);
-    flops_per_second_ = shape.dtype == DType::kFloat32 ? 2e13 : 1e14;
+    device_blocks_ = mma_->resident * multiprocessors_;
+    rate_ = shape.dtype == DType::kFloat32 ? 3e11 : 2e12;
     tiling_ = {.split_len = mma_->split_len(),
                .tile_rows = mma_->rows(),
                .folds = true,

@@ -32,7 +32,7 @@ class Shapes {
 
   const std::string& name() const { return name_; }
   gpu::Tiling tiling() const { return tiling_; }
-  double flops_per_second() const { return flops_per_second_; }
+  double flops_per_second() const { return rate_ * multiprocessors_; }
 
   /// The kernel that meets the keys. `partial`: it gives a partial state for each split, rather
   /// than folding into the states itself; decode always does.
@@ -71,7 +71,8 @@ class Shapes {
   const core::Problem& problem_;
   std::string name_ = "scalar";
   gpu::Tiling tiling_;
-  double flops_per_second_ = 1e13;
+  std::uint32_t multiprocessors_;
+  double rate_ = 8e10;  ///< rough speed of a multiprocessor, flops per second
   std::uint32_t device_blocks_ = 1;  ///< of a kernel with jobs, on the whole device
   std::optional<WgmmaShape> wgmma_;
   std::optional<MmaShape> mma_;

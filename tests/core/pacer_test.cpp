@@ -127,5 +127,12 @@ TEST(Pacer, ATimeOfZeroIsNotBelieved) {
   EXPECT_TRUE(std::isfinite(pacer.next_flops()));
 }
 
+TEST(Pacer, FirstDispatchFillsTheBudgetAtAKnownRate) {
+  EXPECT_EQ(Pacer(0.1, 1e6, 0).next_flops(), 1e6);
+  EXPECT_EQ(Pacer(0.1, 1e6, 1e5).next_flops(), 1e6);
+  EXPECT_DOUBLE_EQ(Pacer(0.1, 1e6, 1e9).next_flops(), 0.075 * 1e9);
+  EXPECT_DOUBLE_EQ(Pacer(0.008, 1e6, 1e9).next_flops(), 0.006 * 1e9);
+}
+
 }  // namespace
 }  // namespace keyfold::core
