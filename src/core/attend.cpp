@@ -5,6 +5,7 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/device_memory.hpp"
@@ -132,8 +133,9 @@ Report scaled_dot_product_attention(const TensorView& q, const TensorView& k, co
     const AttentionShape shape = core::check_call(q, k, v);
     core::check_output(shape, out, options.lse, q.device);
     const core::KeySource source = core::locate_keys(k, v, 0);
-    core::Session session(core::make_problem(shape, &q, options), options.run,
-                          core::backend_of(source));
+    core::Problem problem = core::make_problem(shape, &q, options);
+    if (q.device != Device{}) problem.device_out = out, problem.device_lse = options.lse;
+    core::Session session(std::move(problem), options.run, core::backend_of(source));
     session.check_reaches(source);
     if (q.device != Device{}) core::check_reaches(session, q, k, v, out, options);
     std::vector<core::Block> blocks = session.blocks();

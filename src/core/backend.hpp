@@ -19,8 +19,8 @@ struct KernelInfo {
   int max_in_flight = 2;  ///< submissions to keep queued; 1 where submit() does the work itself
   double first_dispatch_flops =
       0;  ///< work of the first dispatch: milliseconds on a slow device of the kind
-  /// Speed that even a busy device of the kind keeps, where that is known before it is measured: the
-  /// first dispatch may be as long as the budget allows at it.
+  /// Speed that even a busy device of the kind keeps, where that is known before it is measured:
+  /// the first dispatch may be as long as the budget allows at it.
   double least_flops_per_second = 0;
   double flops_per_second = 0;  ///< rough speed; only plan() uses it
   /// Wall time between checkpoints of a run; 0 where a device cannot be lost, or not be replaced.
@@ -73,7 +73,8 @@ struct KeySource {
 /// a multiple, where the sequence ends, or behind the last key that a row of the block sees.
 struct Chunk {
   ChunkBox box;
-  double flops = 0;  ///< visible work
+  double flops = 0;   ///< visible work
+  bool sole = false;  ///< the block's only one: it has all rows, and all keys that these ever see
 };
 
 /// One block's run: scratch and the state (m, l, o) of its rows. Chunks of the same rows arrive in

@@ -74,7 +74,8 @@ ChunkCutter::ChunkCutter(const Problem& problem, const Block& block, KeyRange ke
       sweep_begin_(keys.begin),
       sweep_end_(keys.begin),
       group_(block.group_end),
-      keys_given_(rule.chunk_keys > 0) {
+      keys_given_(rule.chunk_keys > 0),
+      complete_(keys.begin == 0 && keys.end == problem.shape.kv_len) {
   // Keys behind every row's end are not worth a sweep.
   std::int64_t last = keys.begin;
   for (std::int64_t g = block.group_begin; g < block.group_end; g += 1) {
@@ -154,6 +155,12 @@ ChunkBox ChunkCutter::cut(double max_pairs) {
   return box;
 }
 
+bool ChunkCutter::is_all(const ChunkBox& box) const {
+  return complete_ && box.key_begin == 0 && box.key_end == keys_.end &&
+         box.row_begin == block_.row_begin && box.row_end == block_.row_end &&
+         box.group_begin == block_.group_begin && box.group_end == block_.group_end;
+}
+
 void ChunkCutter::obey_work() {
   rule_.whole = false;
   keys_given_ = false;
@@ -168,7 +175,7 @@ std::optional<Chunk> ChunkCutter::next(double max_flops) {
     }
     const ChunkBox box = cut(max_pairs);
     const double pairs = problem_->visible_pairs(box);
-    if (pairs > 0) return Chunk{box, pairs * problem_->flops_per_pair()};
+    if (pairs > 0) return Chunk{box, pairs * problem_->flops_per_pair(), is_all(box)};
   }
 }
 

@@ -42,6 +42,7 @@ class ChunkCutter {
  private:
   void begin_sweep(double max_pairs);
   ChunkBox cut(double max_pairs);
+  bool is_all(const ChunkBox& box) const;
 
   const Problem* problem_;
   Block block_;
@@ -54,6 +55,7 @@ class ChunkCutter {
   std::int64_t key_ = 0;      // next key of those rows: sweep_begin_, unless they are under way
   std::int64_t row_end_ = 0;  // end of the rows under way
   bool keys_given_ = false;   // chunk_keys is kept whatever the work
+  bool complete_ = false;     // keys_ began as all keys of the call
 };
 
 }  // namespace keyfold::core

@@ -39,9 +39,10 @@ struct Problem {
   std::optional<TensorView> mask;            ///< sizes expanded, broadcast axes have stride 0
   std::vector<float> sinks;                  ///< [num_heads], or empty
   // For tensors on a device that is not the host:
-  Device device;                           ///< where all tensors are
-  void* stream = nullptr;                  ///< RunOptions::stream
-  std::optional<TensorView> device_sinks;  ///< instead of sinks
+  Device device;                                            ///< where all tensors are
+  void* stream = nullptr;                                   ///< RunOptions::stream
+  std::optional<TensorView> device_sinks;                   ///< instead of sinks
+  std::optional<MutableTensorView> device_out, device_lse;  ///< what finish() will be given
   /// Of each batch entry; key_limit and q_offset are then those of kv_len.
   const std::int32_t* device_kv_lens = nullptr;
   bool q_offset_given = false;  ///< q_offset does not follow kv_lens

@@ -2,6 +2,7 @@
 #include "cuda/device_run.hpp"
 
 #include "cuda/errors.hpp"
+#include "gpu/cast.hpp"
 #include "gpu/chunk.hpp"
 #include "gpu/window.hpp"
 
@@ -70,17 +71,36 @@ DeviceRun::DeviceRun(Gpu& gpu, const core::Problem& problem, const core::Block& 
     if (parts.batches > parts.prepared) memory_.prepared = at(parts.prepared);
     batches_ = at(parts.batches);
     launcher_.emplace(*device_, block_, shapes_, layout_, memory_);
-    tensors_->gather(stream_->get(),
-                     {.place = place_of(problem_, block_),
-                      .from = rows_of(problem_.q, problem_.group_size(), block_.row_begin),
-                      .to = memory_.q,
-                      .o = memory_.state,
-                      .ml = memory_.state +
-                            static_cast<gpu::Address>(layout_.o(gpu::states_of(layout_, block_))),
-                      .dim = static_cast<std::uint32_t>(problem_.shape.head_dim),
-                      .padded_dim = static_cast<std::uint32_t>(layout_.padded_head_dim()),
-                      .padded_value_dim = static_cast<std::uint32_t>(layout_.padded_value_dim())});
   });
+}
+
+gpu::Address DeviceRun::ml() const {
+  return memory_.state + static_cast<gpu::Address>(layout_.o(gpu::states_of(layout_, block_)));
+}
+
+Ends DeviceRun::ends_of(const core::Chunk& chunk, bool in_place) const {
+  Ends ends;
+  if (chunk.sole && in_place) {
+    ends = results_of(problem_, block_, *problem_.device_out, problem_.device_lse);
+    ends.begins = 1;
+    if (!shapes_.ends_rows(ends)) ends = {};
+  }
+  const TensorRows q = rows_of(problem_.q, problem_.group_size(), block_.row_begin);
+  if (shapes_.reads_queries(q)) ends.q = q;
+  return ends;
+}
+
+void DeviceRun::begin_rows(const Ends& ends) {
+  if (begun_) return;
+  begun_ = true;
+  Gather what{.place = place_of(problem_, block_),
+              .from = rows_of(problem_.q, problem_.group_size(), block_.row_begin),
+              .dim = gpu::u32(problem_.shape.head_dim),
+              .padded_dim = gpu::u32(layout_.padded_head_dim()),
+              .padded_value_dim = gpu::u32(layout_.padded_value_dim())};
+  if (ends.q.at == 0) what.to = memory_.q;
+  if (ends.begins == 0) what.o = memory_.state, what.ml = ml();
+  if (what.to != 0 || what.o != 0) tensors_->gather(stream_->get(), what);
 }
 
 DeviceRun::~DeviceRun() {
@@ -113,7 +133,7 @@ void DeviceRun::point_at_mask(const ChunkBox& box, gpu::Params& params) const {
 }
 
 DeviceRun::Piece DeviceRun::piece_of(const ChunkBox& box, const core::KeySource& source,
-                                     bool in_place) const {
+                                     const Ends& ends, bool in_place) const {
   gpu::Params params = launcher_->describe(box, batches_);
   if (in_place) {
     gpu::point_at_tensors(box, source, address_of(source.k), address_of(source.v), params);
@@ -121,7 +141,7 @@ DeviceRun::Piece DeviceRun::piece_of(const ChunkBox& box, const core::KeySource&
     gpu::point_at_window(layout_, box, window_.address(), params);
   }
   point_at_mask(box, params);
-  return {box, params, launcher_->plan(box, params)};
+  return {box, params, launcher_->plan(box, params, ends)};
 }
 
 void DeviceRun::gather_keys(const ChunkBox& box, const core::KeySource& source) const {
@@ -150,10 +170,13 @@ void DeviceRun::submit(const core::Chunk& chunk, const core::KeySource& source) 
     if (!there && window_.address() == 0) {
       window_ = {*device_, stream_->get(), layout_.window(groups(), rows())};
     }
+    const Ends ends = ends_of(chunk, there);
     std::vector<Piece> pieces;
     for (const ChunkBox& box : boxes_of(chunk.box, there)) {
-      pieces.push_back(piece_of(box, source, there));
+      pieces.push_back(piece_of(box, source, ends, there));
     }
+    begin_rows(ends);
+    ended_ = ends.out.at != 0;
     stream_->submit([&] {
       for (const Piece& piece : pieces) {
         if (!there) gather_keys(piece.box, source);
@@ -178,21 +201,14 @@ void DeviceRun::merge(core::Run&) {
 
 void DeviceRun::finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) {
   guarded([&] {
-    const std::int64_t heads = problem_.group_size();
-    Finish what{
-        .place = place_of(problem_, block_),
-        .o = memory_.state,
-        .ml = memory_.state + static_cast<gpu::Address>(layout_.o(gpu::states_of(layout_, block_))),
-        .out = rows_of(out, heads, block_.row_begin),
-        .lse = lse ? rows_of(*lse, heads, block_.row_begin) : Rows{},
-        .value_dim = static_cast<std::uint32_t>(problem_.shape.value_dim),
-        .padded_value_dim = static_cast<std::uint32_t>(layout_.padded_value_dim())};
-    if (const auto& sinks = problem_.device_sinks) {
-      what.sinks = address_of(*sinks);
-      what.sink_step = sinks->strides[1] * size_of(sinks->dtype);
-      what.sinks_wide = sinks->dtype == DType::kFloat32 ? 1 : 0;
+    if (!ended_) {
+      begin_rows({});
+      tensors_->finish(stream_->get(), {.place = place_of(problem_, block_),
+                                        .o = memory_.state,
+                                        .ml = ml(),
+                                        .ends = results_of(problem_, block_, out, lse),
+                                        .padded_value_dim = layout_.padded_value_dim()});
     }
-    tensors_->finish(stream_->get(), what);
     finished_ = true;
   });
 }

@@ -41,7 +41,13 @@ class DeviceRun : public core::Run {
   };
 
   std::vector<ChunkBox> boxes_of(const ChunkBox& box, bool in_place) const;
-  Piece piece_of(const ChunkBox& box, const core::KeySource& source, bool in_place) const;
+  Piece piece_of(const ChunkBox& box, const core::KeySource& source, const Ends& ends,
+                 bool in_place) const;
+  /// What the chunk's kernels read and write of the tensors themselves.
+  Ends ends_of(const core::Chunk& chunk, bool in_place) const;
+  /// Gathers what kernels do not read where it is, and makes the states that they go on from.
+  void begin_rows(const Ends& ends);
+  gpu::Address ml() const;
   void point_at_mask(const ChunkBox& box, gpu::Params& params) const;
   void gather_keys(const ChunkBox& box, const core::KeySource& source) const;
   std::int64_t groups() const { return block_.group_end - block_.group_begin; }
@@ -62,7 +68,9 @@ class DeviceRun : public core::Run {
   std::optional<TensorKernels> tensors_;
   std::optional<Launcher> launcher_;
   std::deque<double> submitted_flops_;
-  bool finished_ = false;
+  bool begun_ = false;     ///< begin_rows() has been called
+  bool ended_ = false;     ///< the kernels of the sole chunk write the results
+  bool finished_ = false;  ///< all that writes results is queued
 };
 
 }  // namespace keyfold::cuda

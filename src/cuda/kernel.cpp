@@ -18,7 +18,9 @@
 #include "pairs.cu.hpp"
 #include "pairs.cuh.hpp"
 #include "params.cuh.hpp"
+#include "results.cuh.hpp"
 #include "tensors.cu.hpp"
+#include "types.cuh.hpp"
 #include "units.cuh.hpp"
 #include "wgmma.cu.hpp"
 #include "wgmma3.cu.hpp"
@@ -46,7 +48,8 @@ const std::vector<SourceFile>& kernel_headers() {
       {"common.cuh", kernels::common_cuh}, {"fold.cuh", kernels::fold_cuh},
       {"hopper.cuh", kernels::hopper_cuh}, {"matrix_units.cuh", kernels::matrix_units_cuh},
       {"mma.cuh", kernels::mma_cuh},       {"pairs.cuh", kernels::pairs_cuh},
-      {"params.cuh", kernels::params_cuh}, {"units.cuh", kernels::units_cuh}};
+      {"params.cuh", kernels::params_cuh}, {"results.cuh", kernels::results_cuh},
+      {"types.cuh", kernels::types_cuh},   {"units.cuh", kernels::units_cuh}};
   return all;
 }
 

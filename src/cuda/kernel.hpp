@@ -29,6 +29,8 @@ struct KernelSpec {
   /// Behind them comes a Jobs: blocks take jobs in turn, so that the grid is as large as the
   /// device.
   bool jobs = false;
+  /// At last comes an Ends.
+  bool ends = false;
 };
 
 /// kernels/wgmma.cu, fold.cuh and pairs.cuh have its twins.

@@ -20,11 +20,11 @@ gpu::Params Launcher::describe(const ChunkBox& box, gpu::Address batches) const 
 }
 
 Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
-                           const gpu::Params& params) const {
+                           const gpu::Params& params, const Ends& ends) const {
   Launch launch{device_.modules().get(spec), grid, spec.threads, spec.shared_bytes, params};
   if (spec.tiles) {
-    launch.maps = encode_tensor_maps(device_.driver(), layout_.problem, *spec.tiles,
-                                     block_.group_end - block_.group_begin, params);
+    launch.maps =
+        encode_tensor_maps(device_.driver(), layout_.problem, *spec.tiles, block_, params, ends.q);
   }
   if (spec.jobs) {
     launch.jobs = {
@@ -32,11 +32,14 @@ Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& w
         static_cast<std::uint32_t>(wave.num_groups),
         static_cast<std::uint32_t>(gpu::ceil_div(wave.num_indices, layout_.tiling.tile_rows))};
   }
+  if (spec.ends) launch.ends = ends;
   return launch;
 }
 
-std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk) const {
-  const gpu::Waves cut = gpu::cut_chunk(gpu::work_of(layout_, block_, box, chunk, kMaxGridZ));
+std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk,
+                                   const Ends& ends) const {
+  const gpu::Work work = gpu::work_of(layout_, block_, box, chunk, kMaxGridZ);
+  const gpu::Waves cut = gpu::cut_chunk(work);
   const bool partial = !cut.direct;
   const KernelSpec main = shapes_.main(partial);
   const std::optional<KernelSpec> prepare = shapes_.prepare(), careful = shapes_.careful();
@@ -44,12 +47,17 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
   for (const gpu::Wave& wave : cut.waves) {
     const gpu::Params params = gpu::part_of(chunk, wave);
     const Grid grid = shapes_.main_grid(wave, partial);
-    if (prepare) launches.push_back(launch_of(*prepare, shapes_.prepare_grid(wave), wave, params));
-    launches.push_back(launch_of(main, grid, wave, params));
-    if (careful) launches.push_back(launch_of(*careful, grid, wave, params));
-    if (!partial) continue;
-    launches.push_back(
-        launch_of(shapes_.fold_partials(wave), shapes_.fold_grid(wave), wave, params));
+    // Waves of the same rows follow each other.
+    Ends part = ends;
+    if (wave.split > 0) part.begins = 0;
+    if (wave.split + wave.num_splits < work.splits) part.out = {};
+    const auto launch = [&](const KernelSpec& spec, Grid blocks) {
+      launches.push_back(launch_of(spec, blocks, wave, params, part));
+    };
+    if (prepare) launch(*prepare, shapes_.prepare_grid(wave));
+    launch(main, grid);
+    if (careful) launch(*careful, grid);
+    if (partial) launch(shapes_.fold_partials(wave), shapes_.fold_grid(wave));
   }
   return launches;
 }
@@ -69,7 +77,7 @@ std::vector<Launch> Launcher::plan_merge(gpu::Address other_state, const gpu::Pa
     const std::int64_t first = wave.group * std::int64_t{whole.index_end} + wave.index;
     p.partial_o = other_state + static_cast<gpu::Address>(layout_.o(first));
     p.partial_ml = other_ml + static_cast<gpu::Address>(layout_.ml(first));
-    launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, p));
+    launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, p, {}));
   }
   return launches;
 }
@@ -77,13 +85,14 @@ std::vector<Launch> Launcher::plan_merge(gpu::Address other_state, const gpu::Pa
 void Launcher::run(CUstream stream, const std::vector<Launch>& launches) const {
   for (const Launch& launch : launches) {
     // The driver only reads them.
-    std::array<void*, 5> arguments{const_cast<gpu::Params*>(&launch.params)};
+    std::array<void*, 6> arguments{const_cast<gpu::Params*>(&launch.params)};
     std::size_t count = 1;
     if (launch.maps) {
       for (const CUtensorMap& map : *launch.maps)
         arguments[count++] = const_cast<CUtensorMap*>(&map);
     }
-    if (launch.jobs) arguments[count] = const_cast<Jobs*>(&*launch.jobs);
+    if (launch.jobs) arguments[count++] = const_cast<Jobs*>(&*launch.jobs);
+    if (launch.ends) arguments[count] = const_cast<Ends*>(&*launch.ends);
     device_.driver().launch_kernel(launch.function, launch.grid.x, launch.grid.y, launch.grid.z,
                                    launch.threads, 1u, 1u, launch.shared_bytes, stream,
                                    arguments.data(), nullptr);

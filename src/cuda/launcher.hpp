@@ -6,6 +6,7 @@
 
 #include "core/backend.hpp"
 #include "cuda/device.hpp"
+#include "cuda/ends.hpp"
 #include "cuda/shapes.hpp"
 #include "cuda/tensor_map.hpp"
 #include "gpu/layout.hpp"
@@ -22,6 +23,7 @@ struct Launch {
   gpu::Params params;
   std::optional<TensorMaps> maps = {};
   std::optional<Jobs> jobs = {};
+  std::optional<Ends> ends = {};
 };
 
 /// What a run has in the device's memory.
@@ -40,14 +42,16 @@ class Launcher {
 
   /// All but the keys and the mask.
   gpu::Params describe(const ChunkBox& box, gpu::Address batches) const;
-  std::vector<Launch> plan(const ChunkBox& box, const gpu::Params& chunk) const;
+  /// `ends`: of the chunk, for kernels that know of ends; nothing by default.
+  std::vector<Launch> plan(const ChunkBox& box, const gpu::Params& chunk,
+                           const Ends& ends = {}) const;
   /// For the merge of another run's state over the same block.
   std::vector<Launch> plan_merge(gpu::Address other_state, const gpu::Params& whole) const;
   void run(CUstream stream, const std::vector<Launch>& launches) const;
 
  private:
   Launch launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
-                   const gpu::Params& params) const;
+                   const gpu::Params& params, const Ends& ends) const;
 
   Device& device_;
   const core::Block& block_;

@@ -186,24 +186,23 @@ void CudaRun::finish_state() {
   const gpu::Address o = on_->state->address;
   const gpu::Address ml = o + static_cast<gpu::Address>(layout_.o(states()));
   const auto rows = [&](gpu::Address at, std::int64_t pitch) {
-    return Rows{.at = at - static_cast<gpu::Address>(block_.group_begin * indices * pitch),
-                .batch = kv_heads * indices * pitch,
-                .group = indices * pitch,
-                .head = pitch,
-                .row = heads * pitch,
-                .column = 4};
+    return TensorRows{.at = at - static_cast<gpu::Address>(block_.group_begin * indices * pitch),
+                      .batch = kv_heads * indices * pitch,
+                      .group = indices * pitch,
+                      .head = pitch,
+                      .row = heads * pitch,
+                      .column = 4};
   };
   const Finish what{.place = place_of(problem_, block_),
                     .o = o,
                     .ml = ml,
-                    .out = rows(o, 4 * width),
-                    .lse = rows(ml, 8),
-                    .sinks = on_->sinks ? on_->sinks->address : 0,
-                    .sink_step = 4,
-                    .sinks_wide = 1,
-                    .out_wide = 1,
-                    .value_dim = static_cast<std::uint32_t>(problem_.shape.value_dim),
-                    .padded_value_dim = static_cast<std::uint32_t>(width)};
+                    .ends = {.q = {},
+                             .out = rows(o, 4 * width),
+                             .lse = rows(ml, 8),
+                             .sinks = on_->sinks ? on_->sinks->address : 0,
+                             .sink_step = 4,
+                             .value_dim = gpu::u32(problem_.shape.value_dim)},
+                    .padded_value_dim = width};
   const TensorKernels tensors(*on_->device, problem_);
   on_->stream.submit([&](CUstream stream) { tensors.finish(stream, what); });
   on_->stream.wait();

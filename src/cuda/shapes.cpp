@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cuda/tensor_map.hpp"
 #include "gpu/cast.hpp"
 #include "gpu/kernel_options.hpp"
 
@@ -83,8 +84,7 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
                .split_bytes = std::int64_t{kPrefillSplitLen / wgmma3_->keys} * wgmma3_->tile_bytes};
     return;
   }
-  if (eligible("mma"))
-    mma_ = mma_shape(query, problem.mask.has_value(), traits.max_shared_bytes);
+  if (eligible("mma")) mma_ = mma_shape(query, problem.mask.has_value(), traits.max_shared_bytes);
   if (mma_) {
     name_ = "mma";
     device_blocks_ = mma_->resident * multiprocessors_;
@@ -139,6 +139,7 @@ KernelSpec Shapes::wgmma(bool careful) const {
     kernel.options.push_back(std::move(option));
   }
   kernel.tiles = {.q_rows = 64, .k_rows = s.keys, .v_rows = s.part_keys, .columns = 64};
+  kernel.ends = true;
   return kernel;
 }
 
@@ -232,11 +233,21 @@ Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
           partial ? u32(wave.num_splits) : 1, u32(wave.num_groups)};
 }
 
+bool Shapes::ends_rows(const Ends& ends) const {
+  // Where the end of a row is not a merge, the kernel itself has to know of it.
+  return tiling_.decode || (wgmma_ && in_quads(ends, problem_.shape.dtype));
+}
+
+bool Shapes::reads_queries(const TensorRows& q) const {
+  return wgmma_ && maps_queries(problem_, *wgmma(false).tiles, q);
+}
+
 KernelSpec Shapes::merge() const {
   KernelSpec kernel = spec("merge", merge_.threads(), 0);
   kernel.options.push_back(define("ROWS", merge_.rows));
   kernel.options.push_back(define("LANES", merge_.lanes));
   kernel.options.push_back(define("AHEAD", merge_.ahead));
+  kernel.ends = true;
   return kernel;
 }
 
@@ -248,6 +259,7 @@ KernelSpec Shapes::fold_partials(const gpu::Wave& wave) const {
   if (!decode_mma_) return merge();
   KernelSpec kernel = spec("decode_merge", kDecodeMergeThreads, 0);
   kernel.options.push_back(define("UNIT_LEN", kDecodeMmaUnitLen));
+  kernel.ends = true;
   // A warp takes a split.
   kernel.threads = u32(std::min<std::int64_t>(kDecodeMergeThreads, kWarp * wave.num_splits));
   return kernel;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/problem.hpp"
+#include "cuda/ends.hpp"
 #include "cuda/kernel.hpp"
 #include "cuda/kernel_shape.hpp"
 #include "cuda/traits.hpp"
@@ -14,8 +15,8 @@
 
 namespace keyfold::cuda {
 
-/// The kernels that a device can run, in the order of choice. Where one cannot do a problem, the next
-/// does it.
+/// The kernels that a device can run, in the order of choice. Where one cannot do a problem, the
+/// next does it.
 std::vector<std::string> kernel_names(const Traits& traits);
 /// KEYFOLD_CUDA_KERNEL, else the first of them. Throws InvalidArgument for another name.
 std::string selected_kernel(const Traits& traits);
@@ -45,6 +46,10 @@ class Shapes {
   /// What has to run behind main(), for the jobs that it has left: see kernels/fold.cuh.
   std::optional<KernelSpec> careful() const;
 
+  /// Whether kernels can take rows to such an end, or read q in such a place.
+  bool ends_rows(const Ends& ends) const;
+  bool reads_queries(const TensorRows& q) const;
+
   KernelSpec merge() const;
   std::int64_t merge_rows() const { return merge_.rows; }
   Grid merge_grid(const gpu::Wave& wave) const;
@@ -72,7 +77,7 @@ class Shapes {
   std::string name_ = "scalar";
   gpu::Tiling tiling_;
   std::uint32_t multiprocessors_;
-  double rate_ = 8e10;  ///< rough speed of a multiprocessor, flops per second
+  double rate_ = 8e10;               ///< rough speed of a multiprocessor, flops per second
   std::uint32_t device_blocks_ = 1;  ///< of a kernel with jobs, on the whole device
   std::optional<WgmmaShape> wgmma_;
   std::optional<MmaShape> mma_;

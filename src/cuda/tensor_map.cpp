@@ -8,7 +8,7 @@
 namespace keyfold::cuda {
 namespace {
 
-CUtensorMapDataType type_of(DType dtype) {
+CUtensorMapDataType map_type(DType dtype) {
   switch (dtype) {
     case DType::kFloat16: return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
     case DType::kBFloat16: return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
@@ -28,11 +28,12 @@ CUtensorMapSwizzle swizzle_of(std::int64_t bytes) {
 }  // namespace
 
 TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem,
-                              const TensorTiles& tiles, std::int64_t groups, const gpu::Params& p) {
+                              const TensorTiles& tiles, const core::Block& block,
+                              const gpu::Params& p, const TensorRows& q) {
   const AttentionShape& s = problem.shape;
   const std::int64_t size = size_of(s.dtype);
-  /// `sizes` of columns, rows, ...; `strides` of rows, ..., in bytes.
-  const auto encode = [&](gpu::Address address, std::uint32_t rows,
+  /// `box` and `sizes` of columns, rows, ...; `strides` of rows, ..., in bytes.
+  const auto encode = [&](gpu::Address address, std::vector<cuuint32_t> box,
                           const std::vector<std::int64_t>& sizes,
                           const std::vector<std::int64_t>& strides) {
     std::vector<cuuint64_t> dims(sizes.begin(), sizes.end()), steps(strides.begin(), strides.end());
@@ -40,12 +41,11 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
     // for that one.
     for (std::size_t i = 0; i < steps.size(); ++i)
       if (steps[i] == 0) dims[i + 1] = 1, steps[i] = 16;
-    std::vector<cuuint32_t> box(sizes.size(), 1), ones(sizes.size(), 1);
-    box[0] = tiles.columns;
-    box[1] = rows;
+    box.resize(sizes.size(), 1);
+    const std::vector<cuuint32_t> ones(sizes.size(), 1);
     CUtensorMap map{};
     driver.tensor_map_encode_tiled(
-        &map, type_of(s.dtype), static_cast<cuuint32_t>(sizes.size()),
+        &map, map_type(s.dtype), static_cast<cuuint32_t>(sizes.size()),
         reinterpret_cast<void*>(address),  // NOLINT(performance-no-int-to-ptr)
         dims.data(), steps.data(), box.data(), ones.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
         swizzle_of(tiles.columns * size), CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
@@ -55,11 +55,34 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
   const std::int64_t head = gpu::padded_dim(s.dtype, s.head_dim),
                      value = gpu::padded_dim(s.dtype, s.value_dim);
   const std::int64_t indices = p.block_indices, keys = p.num_keys;
-  return {encode(p.q, tiles.q_rows, {head, indices, groups}, {head * size, indices * head * size}),
-          encode(p.k, tiles.k_rows, {head, keys, s.num_kv_heads, s.batch},
+  const auto queries = [&] {
+    if (q.at == 0) {
+      return encode(p.q, {tiles.columns, 1, tiles.q_rows},
+                    {head, 1, indices, block.group_end - block.group_begin, 1},
+                    {0, head * size, indices * head * size, 0});
+    }
+    return encode(q.at, {tiles.columns, p.heads, tiles.q_rows / p.heads},
+                  {s.head_dim, p.heads, s.q_len - block.row_begin, s.num_kv_heads, s.batch},
+                  {q.head, q.row, q.group, q.batch});
+  };
+  return {queries(),
+          encode(p.k, {tiles.columns, tiles.k_rows}, {head, keys, s.num_kv_heads, s.batch},
                  {p.k_key, p.k_head, p.k_batch}),
-          encode(p.v, tiles.v_rows, {value, keys, s.num_kv_heads, s.batch},
+          encode(p.v, {tiles.columns, tiles.v_rows}, {value, keys, s.num_kv_heads, s.batch},
                  {p.v_key, p.v_head, p.v_batch})};
+}
+
+bool maps_queries(const core::Problem& problem, const TensorTiles& tiles, const TensorRows& q) {
+  constexpr std::int64_t kWord = 16;
+  const AttentionShape& s = problem.shape;
+  // A map's strides are not 0, nor are they larger than 2^40.
+  const auto steps = [](std::int64_t count, std::int64_t stride) {
+    return count == 1 || (stride > 0 && stride % kWord == 0 && stride < std::int64_t{1} << 40);
+  };
+  return q.column == size_of(s.dtype) && static_cast<std::int64_t>(q.at) % kWord == 0 &&
+         s.head_dim * q.column % kWord == 0 && tiles.q_rows % problem.group_size() == 0 &&
+         steps(problem.group_size(), q.head) && steps(s.q_len, q.row) &&
+         steps(s.num_kv_heads, q.group) && steps(s.batch, q.batch);
 }
 
 }  // namespace keyfold::cuda

@@ -33,9 +33,9 @@ struct LengthBatches {
 };
 
 // As the compiler of kernels lays them out.
-static_assert(sizeof(RowsPlace) == 24 && sizeof(Rows) == 48);
+static_assert(sizeof(RowsPlace) == 24);
 static_assert(sizeof(Gather) == 24 + 48 + 3 * 8 + 4 * 4);
-static_assert(sizeof(Finish) == 24 + 2 * 8 + 2 * 48 + 2 * 8 + 4 * 4);
+static_assert(sizeof(Finish) == 24 + 2 * 8 + sizeof(Ends) + 8);
 static_assert(sizeof(KnownBatches) == 16 + 12 * kMostBatches);
 static_assert(sizeof(LengthBatches) == 9 * 8 + 4 * 4);
 
@@ -50,22 +50,6 @@ KernelSpec spec_of(const char* entry, DType dtype) {
 using gpu::u32;
 
 }  // namespace
-
-Rows rows_of(const TensorView& t, std::int64_t heads, std::int64_t row) {
-  const std::int64_t size = size_of(t.dtype);
-  // The stride of a single element means nothing.
-  const auto step = [&](std::size_t axis) {
-    return t.sizes[axis] == 1 ? 0 : t.strides[axis] * size;
-  };
-  Rows rows{.at = reinterpret_cast<gpu::Address>(t.data),
-            .batch = step(0),
-            .group = heads * step(1),
-            .head = step(1),
-            .row = step(2),
-            .column = step(3)};
-  rows.at += static_cast<gpu::Address>(row * rows.row);
-  return rows;
-}
 
 RowsPlace place_of(const core::Problem& problem, const core::Block& block) {
   const std::int64_t heads = problem.group_size();

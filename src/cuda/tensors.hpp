@@ -5,18 +5,11 @@
 
 #include "core/backend.hpp"
 #include "cuda/device.hpp"
+#include "cuda/ends.hpp"
 #include "gpu/layout.hpp"
 #include "gpu/params.hpp"
 
 namespace keyfold::cuda {
-
-/// A tensor [batch, heads, len, dim] as rows with the heads of a group innermost. In bytes.
-struct Rows {
-  gpu::Address at = 0;
-  std::int64_t batch = 0, group = 0, head = 0, row = 0, column = 0;
-};
-/// Row `row` on of a tensor with this many heads in a group.
-Rows rows_of(const TensorView& tensor, std::int64_t heads, std::int64_t row);
 
 /// Which rows: `indices` of each of the groups.
 struct RowsPlace {
@@ -28,7 +21,7 @@ RowsPlace place_of(const core::Problem& problem, const core::Block& block);
 
 struct Gather {
   RowsPlace place;
-  Rows from;
+  TensorRows from;
   gpu::Address to = 0;
   gpu::Address o = 0, ml = 0;
   std::uint32_t dim = 0, padded_dim = 0, padded_value_dim = 0;
@@ -37,11 +30,8 @@ struct Gather {
 struct Finish {
   RowsPlace place;
   gpu::Address o = 0, ml = 0;
-  Rows out, lse;
-  gpu::Address sinks = 0;
-  std::int64_t sink_step = 0;
-  std::uint32_t sinks_wide = 0, out_wide = 0;
-  std::uint32_t value_dim = 0, padded_value_dim = 0;
+  Ends ends;
+  std::int64_t padded_value_dim = 0;
 };
 
 /// Of one problem, with the device's context current. A kernel is loaded at its first use.

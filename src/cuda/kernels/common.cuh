@@ -4,8 +4,6 @@
 
 #include "params.cuh"
 
-#define KEYFOLD_INLINE __device__ __forceinline__
-
 // 16 bytes of q, k, v hold kVecs groups of four elements.
 constexpr u32 kVecs = kDType == 0 ? 1 : 2;
 constexpr u32 kElements = 4 * kVecs;

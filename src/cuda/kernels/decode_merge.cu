@@ -1,6 +1,7 @@
 // Folds the partial states that decode_mma.cu leaves into the states in memory. A block has a row
 // (x) of a group (z); its warps take splits in turn. The units of a split are summed at once,
 // splits are folded in ascending order: so that few steps wait for each other.
+#include "results.cuh"
 #include "units.cuh"
 
 constexpr u32 kMostWarps = kThreads / 32;
@@ -50,22 +51,25 @@ KEYFOLD_INLINE Sum sum_units(const Params& p, u64 part, i32 n, u32 column) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads)
-    decode_merge(const __grid_constant__ Params p) {
+    decode_merge(const __grid_constant__ Params p, const __grid_constant__ Ends ends) {
   __shared__ Sum sums[kMostWarps][32];
   const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const i32 warps = i32(blockDim.x / 32);
   const u32 group = p.group + blockIdx.z, index = p.index_begin + blockIdx.x;
   const Range units = units_of(p, load_batch(p, group / p.kv_heads));
-  if (units.begin == units.end) return;
-  const i32 split_end = (units.end - 1) / kUnits + 1;
+  const bool ended = ends.out.at != 0;
+  if (units.begin == units.end && !ends.begins && !ended) return;
+  const i32 split_end = (units.end + kUnits - 1) / kUnits;
   const u64 at = state_index(p, group, index);
-  const float2 before = read_float2(p.ml + 8 * at);
+  float2 before{hidden(), 0.0f};
+  if (!ends.begins) before = read_float2(p.ml + 8 * at);
 #pragma unroll 1
   for (u32 first = 0; first < kValueDim; first += 128) {
     const u32 column = smaller(first + 4 * lane, kValueDim - 4);
     const u64 place = p.o + 4 * (at * kValueDim + column);
     float2 ml = before;
-    float4 o = read_float4(place);
+    float4 o{0.0f, 0.0f, 0.0f, 0.0f};
+    if (!ends.begins) o = read_float4(place);
 #pragma unroll 1
     for (i32 begin = units.begin / kUnits; begin < split_end; begin += warps) {
       const i32 split = begin + i32(warp);
@@ -85,7 +89,24 @@ extern "C" __global__ void __launch_bounds__(kThreads)
       __syncthreads();
     }
     if (warp != 0) continue;
-    if (first + 4 * lane < kValueDim) write(place, o);
-    if (lane == 0 && first + 128 >= kValueDim) write(p.ml + 8 * at, ml);
+    const bool last = lane == 0 && first + 128 >= kValueDim;
+    if (!ended) {
+      if (first + 4 * lane < kValueDim) write(place, o);
+      if (last) write(p.ml + 8 * at, ml);
+      continue;
+    }
+    const u32 batch = group / p.kv_heads, kv_head = group % p.kv_heads;
+    const u32 head = index % p.heads, row = index / p.heads;
+    const End end = end_of(ends, ml.x, ml.y, kv_head * p.heads + head);
+    const u64 out = address_of(ends.out, batch, kv_head, head, row);
+    const float values[4] = {o.x, o.y, o.z, o.w};
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) {
+      const u32 d = first + 4 * lane + e;
+      if (d < ends.value_dim) {
+        write_element(out + d * ends.out.column, result_of(end, values[e]), ends.out_type);
+      }
+    }
+    if (last) write_lse(ends, end, batch, kv_head, head, row);
   }
 }

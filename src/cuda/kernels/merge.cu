@@ -2,6 +2,7 @@
 // the fold of a split has to know of those before it is only their maximum, so that the factors of
 // many splits are found side by side; what follows one by one is a multiplication and a fma.
 #include "common.cuh"
+#include "results.cuh"
 
 // A block is kRows rows of kLanes threads, each for one column at a time.
 constexpr u32 kRows = KEYFOLD_ROWS;
@@ -20,7 +21,7 @@ KEYFOLD_INLINE Factors factors_of(float before, float most, float2 part) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-    merge(const __grid_constant__ Params params) {
+    merge(const __grid_constant__ Params params, const __grid_constant__ Ends ends) {
   __shared__ float2 s_part[kRows][kBatch];      // (m, l) of the splits
   __shared__ Factors s_factors[kRows][kBatch];  // (1, 0) keeps the state as it is
   const u32 lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes;
@@ -28,8 +29,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const u32 group = params.group + blockIdx.z;
   const bool inside = index < params.index_end;
   const u64 at = state_index(params, group, index);
-  float2 state{0.0f, 0.0f};
-  if (inside) state = read_float2(params.ml + 8 * at);
+  const u32 batch = group / params.kv_heads, kv_head = group % params.kv_heads;
+  const u32 head = index % params.heads, query = index / params.heads;
+  float2 state{hidden(), 0.0f};
+  if (inside && !ends.begins) state = read_float2(params.ml + 8 * at);
   // Of the row's partial states: the first, and the way from one to the next.
   const u32 num_splits = params.num_splits;
   const u64 first_part = partial_index(params, blockIdx.z, 0, index);
@@ -52,9 +55,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       s_factors[row][i] = factors_of(before, with(before, part), part);
     }
     __syncthreads();
+    for (u32 i = 0; inside && i < count; ++i) {
+      const float2 part = s_part[row][i];
+      state.x = with(state.x, part);
+      state.y = merge_values(state.y, part.y, s_factors[row][i]);
+    }
+    const bool ended = ends.out.at != 0 && first + count == num_splits && inside;
+    End end{};
+    if (ended) end = end_of(ends, state.x, state.y, kv_head * params.heads + head);
     for (u32 column = lane; inside && column < kValueDim; column += kLanes) {
       const u64 place = params.o + (at * kValueDim + column) * 4;
-      float o = read_float(place);
+      float o = first == 0 && ends.begins ? 0.0f : read_float(place);
 #pragma unroll 1
       for (u32 begin = 0; begin < count; begin += kAhead) {
         float later[kAhead];
@@ -66,13 +77,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (u32 i = 0; i < kAhead; ++i) o = merge_values(o, later[i], s_factors[row][begin + i]);
       }
-      write(place, o);
+      if (!ended) {
+        write(place, o);
+      } else if (column < ends.value_dim) {
+        write_element(address_of(ends.out, batch, kv_head, head, query) + column * ends.out.column,
+                      result_of(end, o), ends.out_type);
+      }
     }
-    for (u32 i = 0; inside && i < count; ++i) {
-      const float2 part = s_part[row][i];
-      state.x = with(state.x, part);
-      state.y = merge_values(state.y, part.y, s_factors[row][i]);
-    }
+    if (ended && lane == 0) write_lse(ends, end, batch, kv_head, head, query);
   }
-  if (inside && lane == 0) write(params.ml + 8 * at, state);
+  if (inside && lane == 0 && ends.out.at == 0) write(params.ml + 8 * at, state);
 }

@@ -1,11 +1,8 @@
 // What one chunk's kernels are told. src/gpu/params.hpp is the C++ twin: the same fields in the
-// same order. Strides count bytes. No kernel includes a header of CUDA: NVRTC alone has to suffice.
+// same order. Strides count bytes.
 #pragma once
 
-typedef int i32;
-typedef unsigned u32;
-typedef long long i64;
-typedef unsigned long long u64;
+#include "types.cuh"
 
 // Rows of a group are numbered with the query heads of the group innermost:
 //   index = (row - first row of the block) * heads + head in the group.

@@ -4,14 +4,16 @@
 // another computes exponentials (FlashAttention-3: Shah et al., 2024), with no order between them.
 //
 // The fold goes on from the state in memory, tile of keys after tile of keys, counted from key 0,
-// so that the end of a chunk changes nothing. Tiles that no row sees would change nothing either,
-// and are left out. With KEYFOLD_PARTIAL, for calls of few rows, each split of keys is folded on
+// so that the end of a chunk changes nothing; where a launch meets all keys of its rows, it takes
+// these to their end itself (Ends). Tiles that no row sees would change nothing either, and are
+// left out. With KEYFOLD_PARTIAL, for calls of few rows, each split of keys is folded on
 // its own, from the empty state to a partial state.
 //
 // Inf and NaN of V have no place in a product, where 0 times them would be NaN. Where the output is
 // not finite, the state stays as it is and the job is left to the same kernel with KEYFOLD_CAREFUL,
 // which meets the keys four times: with 1 where V is Inf, -Inf, NaN, and then with the rest of V.
 #include "hopper.cuh"
+#include "results.cuh"
 
 constexpr bool kCareful = KEYFOLD_CAREFUL;
 constexpr u32 kKeys = KEYFOLD_KEYS;              // of a tile
@@ -117,7 +119,8 @@ struct Ring {
 };
 
 KEYFOLD_INLINE void produce(const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map,
-                            const Params& p, const Jobs& jobs, u32 base, const Barriers& bars) {
+                            const Params& p, const Jobs& jobs, const Ends& ends, u32 base,
+                            const Barriers& bars) {
   Ring ring;
   u32 q_parity = 1;
   Job job;
@@ -128,8 +131,12 @@ KEYFOLD_INLINE void produce(const TensorMap& q_map, const TensorMap& k_map, cons
     barrier_expect(bars.q_full, kWarpgroups * kHeadPanels * kQueryPanel);
     for (u32 w = 0; w < kWarpgroups; ++w) {
       for (u32 c = 0; c < kHeadPanels; ++c) {
-        copy_3d(base + (w * kHeadPanels + c) * kQueryPanel, q_map, bars.q_full, 64 * c,
-                job.first + 64 * w, job.group - p.block_group);
+        // A map of gathered rows has one head, and the groups of the block behind each other.
+        const bool there = ends.q.at != 0;
+        const u32 index = job.first + 64 * w;
+        copy_5d(base + (w * kHeadPanels + c) * kQueryPanel, q_map, bars.q_full, 64 * c, 0,
+                there ? index / p.heads : index, there ? job.kv_head : job.group - p.block_group,
+                there ? job.batch : 0);
       }
     }
     // A tensor that is broadcast over heads or batch entries has one of them.
@@ -340,17 +347,17 @@ KEYFOLD_INLINE u64 place_of(const Params& p, u64 state, u32 j, u32 lane) {
 
 // Begins with the state in memory, or the empty one; in a pass after the first o is what it looks
 // for.
-KEYFOLD_INLINE void load_state(Rows& c, const Params& p, const u64 (&state)[2], i32 pass,
-                               u32 lane) {
+KEYFOLD_INLINE void load_state(Rows& c, const Params& p, const u64 (&state)[2], bool begins,
+                               i32 pass, u32 lane) {
   bool begun = false;
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
     float2 ml{hidden(), 0.0f};
-    if (!kPartial) ml = read_float2(ml_of(p, state[r]));
+    if (!begins) ml = read_float2(ml_of(p, state[r]));
     c.m[r] = ml.x;
     c.l[r] = ml.y * (1.0f / kWeightUnit);
     c.t[r] = 0.0f;
-    begun = begun || (!kPartial && ml.y != 0.0f);
+    begun = begun || ml.y != 0.0f;
   }
   begun = __any_sync(~0u, begun);
 #pragma unroll
@@ -391,6 +398,39 @@ KEYFOLD_INLINE void store_state(const Rows& c, const Params& p, const u64 (&stat
   }
 }
 
+// Results of the rows, where out's columns are neighbours: of two blocks of 8 columns each thread
+// writes four elements of one.
+KEYFOLD_INLINE void store_results(const Rows& c, const Params& p, const Ends& ends, const Job& job,
+                                  u32 row, const bool (&inside)[2], u32 lane) {
+#pragma unroll
+  for (u32 r = 0; r < 2; ++r) {
+    const u32 index = smaller(job.first + row + 8 * r, p.index_end - 1);
+    const u32 head = index % p.heads, query = index / p.heads;
+    const End end = end_of(ends, is_nan(c.l[r]) ? nan() : c.m[r], c.l[r] * kWeightUnit,
+                           job.kv_head * p.heads + head);
+    const u64 out = address_of(ends.out, job.batch, job.kv_head, head, query);
+    const bool odd = lane % 2 != 0;
+#pragma unroll
+    for (u32 j = 0; j < kValueWidth / 8; j += 2) {
+      u32 pairs[2];
+#pragma unroll
+      for (u32 b = 0; b < 2; ++b) {
+        const float* const o = c.o + 4 * (j + b) + 2 * r;
+        pairs[b] = bits_of(result_of(end, positive_zero(o[0] * kWeightUnit)), kDType) |
+                   u32(bits_of(result_of(end, positive_zero(o[1] * kWeightUnit)), kDType)) << 16;
+      }
+      const u32 other = __shfl_xor_sync(~0u, pairs[odd ? 0 : 1], 1);
+      const u32 column = 8 * (odd ? j + 1 : j) + 4 * (lane % 4 / 2);
+      if (!inside[r] || column >= ends.value_dim) continue;
+      const uint2 four = odd ? uint2{other, pairs[1]} : uint2{pairs[0], other};
+      asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(out + 2 * column), "r"(four.x),
+                   "r"(four.y)
+                   : "memory");
+    }
+    if (inside[r] && lane % 4 == 0) write_lse(ends, end, job.batch, job.kv_head, head, query);
+  }
+}
+
 // Whether one of the warpgroup's outputs is not finite.
 KEYFOLD_INLINE bool any_odd(const Rows& c, u32 warpgroup) {
   bool finite = true;
@@ -409,7 +449,7 @@ KEYFOLD_INLINE bool any_odd(const Rows& c, u32 warpgroup) {
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     wgmma(const __grid_constant__ Params p, const __grid_constant__ TensorMap q_map,
           const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map,
-          const __grid_constant__ Jobs jobs) {
+          const __grid_constant__ Jobs jobs, const __grid_constant__ Ends ends) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const u32 base = shared_address(shared);
   const Barriers bars = barriers_at(base + kBarriersAt);
@@ -430,7 +470,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   // All registers: 40 and 2 x 232, or 32 and 3 x 160, of 128 threads each.
   if (threadIdx.x < 128) {
     give_registers<kWarpgroups == 3 ? 32 : 40>();
-    if (threadIdx.x == 0) produce(q_map, k_map, v_map, p, jobs, base, bars);
+    if (threadIdx.x == 0) produce(q_map, k_map, v_map, p, jobs, ends, base, bars);
     return;
   }
   take_registers<kWarpgroups == 3 ? 160 : 232>();
@@ -438,13 +478,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const u32 row = consumer / 32 * 16 + lane / 4;  // of the tile; and row + 8
   const u32 q = base + warpgroup * kHeadPanels * kQueryPanel;
   const bool leader = consumer % 128 == 0;
+  const bool begins = kPartial || ends.begins != 0, ended = !kPartial && ends.out.at != 0;
 
   Ring ring;
   u32 q_parity = 0;
   Rows c;
   Job job;
   for (u32 i = 0; job_of(p, jobs, i, job); ++i) {
-    if (job.skip && !(kPartial && job.blind)) continue;
+    if (job.skip && !(job.blind && !kCareful && (kPartial || begins || ended))) continue;
     u64 state[2];
     bool inside[2];
 #pragma unroll
@@ -460,6 +501,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       for (u32 r = 0; r < 2; ++r) {
         if (inside[r] && lane % 4 == 0) write(ml_of(p, state[r]), float2{hidden(), -1.0f});
       }
+      continue;
+    }
+    const auto store = [&] {
+      if (ended) {
+        store_results(c, p, ends, job, row, inside, lane);
+      } else {
+        store_state(c, p, state, inside, lane);
+      }
+    };
+    if (job.blind) {
+      load_state(c, p, state, begins, 0, lane);
+      store();
       continue;
     }
     barrier_wait(bars.q_full, q_parity);
@@ -483,7 +536,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         return base + kSlotsAt + slot * kSlotBytes;
       };
 
-      load_state(c, p, state, pass, lane);
+      load_state(c, p, state, begins, pass, lane);
       for (i32 n = job.begin; n < job.end; ++n) {
         const Ring keys = ring;
         hold(c.s);
@@ -545,6 +598,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       write = !any_odd(c, warpgroup);
       if (leader) write_word(job.redo + 4 * warpgroup, write ? 0 : 1);
     }
-    if (write) store_state(c, p, state, inside, lane);
+    if (write) store();
   }
 }

@@ -1,0 +1,95 @@
+// The caller's tensors, and the end of a row: from its state (m, l, o) to its result, as in
+// src/core/normalise.hpp. src/cuda/ends.hpp has the twins of the structs. Strides count bytes.
+#pragma once
+
+#include "types.cuh"
+
+// A tensor [batch, heads, len, dim], with the heads of a group innermost.
+struct TensorRows {
+  u64 at;  // of batch entry 0, group 0, head 0, the block's first row
+  i64 batch, group, head, row, column;
+};
+KEYFOLD_INLINE u64 address_of(const TensorRows& t, u32 batch, u32 kv_head, u32 head, u32 row) {
+  return t.at + i64(batch) * t.batch + i64(kv_head) * t.group + i64(head) * t.head +
+         i64(row) * t.row;
+}
+
+// Where rows come from and where they go. Types: 0 float32, 1 float16, 2 bfloat16.
+struct Ends {
+  TensorRows q;    // at 0: q is gathered
+  TensorRows out;  // at 0: states are written
+  TensorRows lse;  // float32; at 0: none
+  u64 sinks;       // one a head, or 0
+  i64 sink_step;
+  u32 sinks_type;
+  u32 out_type;
+  u32 value_dim;  // as it is in memory
+  u32 begins;     // states are empty before, and are not read
+};
+
+// --- Elements -----------------------------------------------------------------------------------
+
+// float16 and bfloat16 as in src/core/half.hpp, NaN included.
+KEYFOLD_INLINE u16 bfloat16_bits(float value) {
+  const u32 bits = __float_as_uint(value);
+  if (value != value) return u16((bits >> 16) | 0x40);
+  return u16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+KEYFOLD_INLINE u16 float16_bits(float value) {
+  const u32 bits = __float_as_uint(value);
+  const u32 sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return u16(sign | 0x7e00);
+  if (magnitude >= 0x477ff000) return u16(sign | 0x7c00);  // rounds to 65536 or more
+  if (magnitude < 0x38800000) {  // subnormal: 0.5 leaves the rounded multiple of 2^-24 below
+    return u16(sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000));
+  }
+  return u16(sign | ((magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13));
+}
+KEYFOLD_INLINE u16 bits_of(float x, u32 type) {
+  return type == 1 ? float16_bits(x) : bfloat16_bits(x);
+}
+KEYFOLD_INLINE void write_element(u64 at, float x, u32 type) {
+  if (type == 0) {
+    *reinterpret_cast<float*>(at) = x;
+  } else {
+    *reinterpret_cast<u16*>(at) = bits_of(x, type);
+  }
+}
+KEYFOLD_INLINE float read_element(u64 at, u32 type) {
+  if (type == 0) return *reinterpret_cast<const float*>(at);
+  const u16 bits = *reinterpret_cast<const u16*>(at);
+  if (type == 2) return __uint_as_float(u32(bits) << 16);
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
+
+// --- Rows ---------------------------------------------------------------------------------------
+
+// A row's end.
+struct End {
+  float m, l;    // with the sink
+  float weight;  // of o
+};
+// `head`: of queries.
+KEYFOLD_INLINE End end_of(const Ends& e, float m, float l, u32 head) {
+  End end{m, l, 1.0f};
+  if (e.sinks == 0) return end;
+  const float sink = read_element(e.sinks + i64(head) * e.sink_step, e.sinks_type);
+  const float most = m > sink || m != m ? m : sink;
+  if (most == __uint_as_float(0xff800000u)) return end;
+  end.weight = expf(m - most);
+  end.l = l * end.weight + (sink == most ? 1.0f : expf(sink - most));  // also for +Inf
+  end.m = most;
+  return end;
+}
+// An element of the result. A weight of 0 leaves even Inf out. + 0: a zero has no sign.
+KEYFOLD_INLINE float result_of(const End& end, float o) {
+  return end.l == 0.0f || end.weight == 0.0f ? 0.0f : end.weight * o / end.l + 0.0f;
+}
+KEYFOLD_INLINE void write_lse(const Ends& e, const End& end, u32 batch, u32 kv_head, u32 head,
+                              u32 row) {
+  if (e.lse.at == 0) return;
+  const float lse = end.l == 0.0f ? __uint_as_float(0xff800000u) : end.m + logf(end.l);
+  *reinterpret_cast<float*>(address_of(e.lse, batch, kv_head, head, row)) = lse;
+}
