@@ -134,7 +134,7 @@ void DeviceRun::point_at_mask(const ChunkBox& box, gpu::Params& params) const {
 
 DeviceRun::Piece DeviceRun::piece_of(const ChunkBox& box, const core::KeySource& source,
                                      const Ends& ends, bool in_place) const {
-  gpu::Params params = launcher_->describe(box, batches_);
+  gpu::Params params = launcher_->describe(box, gpu::batches_alike(problem_) ? 0 : batches_);
   if (in_place) {
     gpu::point_at_tensors(box, source, address_of(source.k), address_of(source.v), params);
   } else {
@@ -180,7 +180,9 @@ void DeviceRun::submit(const core::Chunk& chunk, const core::KeySource& source) 
     stream_->submit([&] {
       for (const Piece& piece : pieces) {
         if (!there) gather_keys(piece.box, source);
-        tensors_->batches(stream_->get(), layout_, block_, piece.box, batches_);
+        if (piece.params.batches != 0) {
+          tensors_->batches(stream_->get(), layout_, block_, piece.box, batches_);
+        }
         launcher_->run(stream_->get(), piece.launches);
       }
     });

@@ -39,13 +39,24 @@ Ends results_of(const core::Problem& problem, const core::Block& block,
   return ends;
 }
 
+namespace {
+
+bool lies_at(const TensorRows& rows, std::int64_t bytes, DType dtype, std::int64_t columns) {
+  const std::int64_t size = size_of(dtype);
+  for (const std::int64_t step : {static_cast<std::int64_t>(rows.at), rows.batch, rows.group,
+                                  rows.head, rows.row, columns * size})
+    if (step % bytes != 0) return false;
+  return rows.column == size;
+}
+
+}  // namespace
+
+bool in_words(const TensorRows& rows, DType dtype, std::int64_t columns) {
+  return lies_at(rows, 16, dtype, columns);
+}
+
 bool in_quads(const Ends& ends, DType dtype) {
-  const std::int64_t quad = 4 * size_of(dtype);
-  const TensorRows& out = ends.out;
-  for (const std::int64_t step : {static_cast<std::int64_t>(out.at), out.batch, out.group, out.head,
-                                  out.row, ends.value_dim * size_of(dtype)})
-    if (step % quad != 0) return false;
-  return out.column == size_of(dtype);
+  return lies_at(ends.out, 4 * size_of(dtype), dtype, ends.value_dim);
 }
 
 }  // namespace keyfold::cuda

@@ -8,6 +8,8 @@
 
 namespace keyfold::cuda {
 
+static_assert(sizeof(Launch::Arguments) == sizeof(gpu::Params) + 4 * 4);
+
 gpu::Params Launcher::describe(const ChunkBox& box, gpu::Address batches) const {
   gpu::Params p = gpu::describe(layout_, block_, box);
   p.q = memory_.q;
@@ -21,7 +23,8 @@ gpu::Params Launcher::describe(const ChunkBox& box, gpu::Address batches) const 
 
 Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
                            const gpu::Params& params, const Ends& ends) const {
-  Launch launch{device_.modules().get(spec), grid, spec.threads, spec.shared_bytes, params};
+  Launch launch{
+      device_.modules().get(spec), grid, spec.threads, spec.shared_bytes, {params, {}, 0}};
   if (spec.tiles) {
     launch.maps =
         encode_tensor_maps(device_.driver(), layout_.problem, *spec.tiles, block_, params, ends.q);
@@ -43,6 +46,7 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
   const bool partial = !cut.direct;
   const KernelSpec main = shapes_.main(partial);
   const std::optional<KernelSpec> prepare = shapes_.prepare(), careful = shapes_.careful();
+  const gpu::Batch alike = gpu::batch_of(layout_, block_, box, 0);
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {
     const gpu::Params params = gpu::part_of(chunk, wave);
@@ -53,6 +57,7 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
     if (wave.split + wave.num_splits < work.splits) part.out = {};
     const auto launch = [&](const KernelSpec& spec, Grid blocks) {
       launches.push_back(launch_of(spec, blocks, wave, params, part));
+      launches.back().arguments.alike = alike;
     };
     if (prepare) launch(*prepare, shapes_.prepare_grid(wave));
     launch(main, grid);
@@ -85,7 +90,7 @@ std::vector<Launch> Launcher::plan_merge(gpu::Address other_state, const gpu::Pa
 void Launcher::run(CUstream stream, const std::vector<Launch>& launches) const {
   for (const Launch& launch : launches) {
     // The driver only reads them.
-    std::array<void*, 6> arguments{const_cast<gpu::Params*>(&launch.params)};
+    std::array<void*, 6> arguments{const_cast<Launch::Arguments*>(&launch.arguments)};
     std::size_t count = 1;
     if (launch.maps) {
       for (const CUtensorMap& map : *launch.maps)

@@ -17,10 +17,16 @@ namespace keyfold::cuda {
 inline constexpr std::int64_t kMaxGridZ = 65535;
 
 struct Launch {
+  /// kernels/params.cuh has its twin.
+  struct Arguments {
+    gpu::Params params;
+    gpu::Batch alike;
+    std::uint32_t unused = 0;
+  };
   CUfunction function = nullptr;
   Grid grid;
   std::uint32_t threads = 0, shared_bytes = 0;
-  gpu::Params params;
+  Arguments arguments;
   std::optional<TensorMaps> maps = {};
   std::optional<Jobs> jobs = {};
   std::optional<Ends> ends = {};
@@ -40,7 +46,7 @@ class Launcher {
            const gpu::Layout& layout, const RunMemory& memory)
       : device_(device), block_(block), shapes_(shapes), layout_(layout), memory_(memory) {}
 
-  /// All but the keys and the mask.
+  /// All but the keys and the mask. `batches` may be 0 where batches_alike().
   gpu::Params describe(const ChunkBox& box, gpu::Address batches) const;
   /// `ends`: of the chunk, for kernels that know of ends; nothing by default.
   std::vector<Launch> plan(const ChunkBox& box, const gpu::Params& chunk,

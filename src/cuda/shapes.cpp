@@ -158,6 +158,7 @@ KernelSpec Shapes::mma(bool careful) const {
 KernelSpec Shapes::decode_mma() const {
   const DecodeMmaShape& s = *decode_mma_;
   KernelSpec kernel = folding("decode_mma", s.threads(), s.shared_bytes, s.step, false);
+  kernel.ends = true;
   for (std::string& option :
        std::vector{define("UNIT_LEN", kDecodeMmaUnitLen), define("STREAMS", s.streams),
                    define("ROW_TEAM", s.row_team), define("COLUMN_TEAM", s.column_team),
@@ -239,6 +240,7 @@ bool Shapes::ends_rows(const Ends& ends) const {
 }
 
 bool Shapes::reads_queries(const TensorRows& q) const {
+  if (decode_mma_) return in_words(q, problem_.shape.dtype, problem_.shape.head_dim);
   return wgmma_ && maps_queries(problem_, *wgmma(false).tiles, q);
 }
 

@@ -73,14 +73,12 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
 }
 
 bool maps_queries(const core::Problem& problem, const TensorTiles& tiles, const TensorRows& q) {
-  constexpr std::int64_t kWord = 16;
   const AttentionShape& s = problem.shape;
   // A map's strides are not 0, nor are they larger than 2^40.
   const auto steps = [](std::int64_t count, std::int64_t stride) {
-    return count == 1 || (stride > 0 && stride % kWord == 0 && stride < std::int64_t{1} << 40);
+    return count == 1 || (stride > 0 && stride < std::int64_t{1} << 40);
   };
-  return q.column == size_of(s.dtype) && static_cast<std::int64_t>(q.at) % kWord == 0 &&
-         s.head_dim * q.column % kWord == 0 && tiles.q_rows % problem.group_size() == 0 &&
+  return in_words(q, s.dtype, s.head_dim) && tiles.q_rows % problem.group_size() == 0 &&
          steps(problem.group_size(), q.head) && steps(s.q_len, q.row) &&
          steps(s.num_kv_heads, q.group) && steps(s.batch, q.batch);
 }

@@ -1,6 +1,7 @@
 // Numbers of a chunk.
 #include "gpu/chunk.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -51,18 +52,31 @@ void write_empty(std::int64_t states, std::byte* to) {
   for (std::int64_t i = 0; i < states; ++i) std::memcpy(to + i * 8, empty, sizeof empty);
 }
 
+Batch batch_of(const Layout& layout, const core::Block& block, const ChunkBox& box,
+               std::size_t entry) {
+  const core::Problem& problem = layout.problem;
+  const std::int64_t row = problem.q_offset[entry] + block.row_begin - box.key_begin;
+  Batch batch{-static_cast<std::int32_t>(kFar), static_cast<std::int32_t>(kFar), 0};
+  if (problem.window_left) batch.first = near(row - std::min(*problem.window_left, 4 * kFar));
+  if (problem.window_right) {
+    batch.last = near(row + std::min(*problem.window_right, 4 * kFar) + 1);
+  }
+  batch.limit = static_cast<std::int32_t>(std::clamp<std::int64_t>(
+      problem.key_limit[entry] - box.key_begin, 0, box.key_end - box.key_begin));
+  return batch;
+}
+
+bool batches_alike(const core::Problem& problem) {
+  const auto same = [](const std::vector<std::int64_t>& all) {
+    return std::ranges::all_of(all, [&](std::int64_t x) { return x == all.front(); });
+  };
+  return problem.device_kv_lens == nullptr && same(problem.q_offset) && same(problem.key_limit);
+}
+
 void write_batches(const Layout& layout, const core::Block& block, const ChunkBox& box,
                    std::byte* to) {
-  const core::Problem& problem = layout.problem;
-  for (std::size_t b = 0; b < problem.q_offset.size(); ++b) {
-    const std::int64_t row = problem.q_offset[b] + block.row_begin - box.key_begin;
-    Batch batch{-static_cast<std::int32_t>(kFar), static_cast<std::int32_t>(kFar), 0};
-    if (problem.window_left) batch.first = near(row - std::min(*problem.window_left, 4 * kFar));
-    if (problem.window_right) {
-      batch.last = near(row + std::min(*problem.window_right, 4 * kFar) + 1);
-    }
-    batch.limit = static_cast<std::int32_t>(std::clamp<std::int64_t>(
-        problem.key_limit[b] - box.key_begin, 0, box.key_end - box.key_begin));
+  for (std::size_t b = 0; b < layout.problem.q_offset.size(); ++b) {
+    const Batch batch = batch_of(layout, block, box, b);
     std::memcpy(to + b * sizeof batch, &batch, sizeof batch);
   }
 }

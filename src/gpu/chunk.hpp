@@ -19,6 +19,11 @@ std::int64_t states_of(const Layout& layout, const core::Block& block);
 void write_queries(const Layout& layout, const core::Block& block, std::byte* to);
 /// Pairs (m, l) of empty states.
 void write_empty(std::int64_t states, std::byte* to);
+/// What the rows of a batch entry see.
+Batch batch_of(const Layout& layout, const core::Block& block, const ChunkBox& box,
+               std::size_t entry);
+/// Whether that is the same for all entries, as far as the host knows.
+bool batches_alike(const core::Problem& problem);
 /// A Batch for each batch entry.
 void write_batches(const Layout& layout, const core::Block& block, const ChunkBox& box,
                    std::byte* to);

@@ -169,6 +169,7 @@ KEYFOLD_INLINE Range visible(const Batch& batch, u32 row) {
   return {clamped(batch.first + i32(row), 0, end), end};
 }
 KEYFOLD_INLINE Batch load_batch(const Params& params, u32 batch) {
+  if (params.batches == 0) return params.alike;
   const u64 at = params.batches + u64(batch) * sizeof(Batch);
   return {i32(load_word(at)), i32(load_word(at + 4)), i32(load_word(at + 8))};
 }

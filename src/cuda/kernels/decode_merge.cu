@@ -50,6 +50,36 @@ KEYFOLD_INLINE Sum sum_units(const Params& p, u64 part, i32 n, u32 column) {
   return sum;
 }
 
+// Folds n splits into a row, in order. A lane finds the factors of its split, for which it has to
+// know of those before no more than their maximum; what is left to do one by one is multiply and
+// add.
+KEYFOLD_INLINE void fold(float2& ml, float4& o, const Sum (&sums)[kMostWarps][32], i32 n,
+                         u32 lane) {
+  const bool mine = i32(lane) < n;
+  const float2 part = sums[mine ? lane : 0][0].ml;
+  const bool empty = !mine || part.y == 0.0f;
+  float most = larger_or_nan(empty ? hidden() : part.x, ml.x);
+#pragma unroll
+  for (u32 i = 1; i < kMostWarps; i *= 2) {
+    const float before = __shfl_up_sync(~0u, most, i);
+    if (lane >= i) most = larger_or_nan(most, before);
+  }
+  float before = __shfl_up_sync(~0u, most, 1);
+  if (lane == 0) before = ml.x;
+  const float keep = exp_nonpositive(before - base_of(most));
+  const float add = exp_nonpositive(part.x - base_of(most));
+  const bool nothing = empty || add == 0.0f;
+  for (i32 i = 0; i < n; ++i) {
+    const Factors f{__shfl_sync(~0u, nothing ? 1.0f : keep, i),
+                    __shfl_sync(~0u, nothing ? 0.0f : add, i)};
+    const Sum later = sums[i][lane];
+    ml.y = merge_values(ml.y, later.ml.y, f);
+    o = {merge_values(o.x, later.o.x, f), merge_values(o.y, later.o.y, f),
+         merge_values(o.z, later.o.z, f), merge_values(o.w, later.o.w, f)};
+  }
+  ml.x = __shfl_sync(~0u, most, n - 1);
+}
+
 extern "C" __global__ void __launch_bounds__(kThreads)
     decode_merge(const __grid_constant__ Params p, const __grid_constant__ Ends ends) {
   __shared__ Sum sums[kMostWarps][32];
@@ -79,13 +109,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
                                      smaller(units.end, (split + 1) * kUnits) - unit, column);
       }
       __syncthreads();
-      for (i32 i = 0; warp == 0 && i < smaller(warps, split_end - begin); ++i) {
-        const Sum later = sums[i][lane];
-        if (later.ml.y == 0.0f) continue;
-        const Factors f = merge_states(ml, later.ml);
-        o = {merge_values(o.x, later.o.x, f), merge_values(o.y, later.o.y, f),
-             merge_values(o.z, later.o.z, f), merge_values(o.w, later.o.w, f)};
-      }
+      if (warp == 0) fold(ml, o, sums, smaller(warps, split_end - begin), lane);
       __syncthreads();
     }
     if (warp != 0) continue;

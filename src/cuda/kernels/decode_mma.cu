@@ -10,6 +10,7 @@
 // memory is waited for but that of the ring, as it would come behind all that is under way.
 #include "fold.cuh"
 #include "mma.cuh"
+#include "results.cuh"
 #include "units.cuh"
 
 constexpr i32 kStep = kKeys, kStreams = KEYFOLD_STREAMS;  // these decide bits
@@ -413,7 +414,8 @@ KEYFOLD_INLINE bool combine(Fold& c, const Params& p, const Cursor& at, Mode mod
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
-    decode_mma(const __grid_constant__ Params p, const __grid_constant__ Jobs jobs) {
+    decode_mma(const __grid_constant__ Params p, const __grid_constant__ Jobs jobs,
+               const __grid_constant__ Ends ends) {
   extern __shared__ __align__(128) unsigned char shared[];
   const u32 base = shared_address(shared);
   const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -509,15 +511,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
     if (group != c.group || tile != c.tile) {
       group = c.group;
       tile = c.tile;
-      const u64 from = p.q + 2 * kHeadDim * state_index(p, group, 0);
+      const auto query_at = [&](u32 index) {
+        if (ends.q.at == 0) return p.q + 2 * kHeadDim * state_index(p, group, index);
+        return address_of(ends.q, c.batch, c.head, index % p.heads, index / p.heads);
+      };
       if (kQueryShared) {
         for (u32 i = threadIdx.x; i < kRows * kHeadWords; i += kThreads) {
           const u32 row = i / kHeadWords, word = i % kHeadWords;
           *reinterpret_cast<uint4*>(shared + kQueryAt + HeadTile::at(row, word)) =
-              load_words(from + 2 * kHeadDim * smaller(first + row, last) + 16 * word);
+              load_words(query_at(smaller(first + row, last)) + 16 * word);
         }
         __syncthreads();
       } else {
+        const u64 from[2] = {query_at(index_of(0)), query_at(index_of(1))};
 #pragma unroll
         for (i32 i = 0; i < kHeadWidth / 16; ++i) {
 #pragma unroll
@@ -525,8 +531,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
             const u32 column = 16 * i + e / 2 * 8;
             q[kQueryShared ? 0 : i][e] = 0;
             if (column >= kHeadDim) continue;
-            q[kQueryShared ? 0 : i][e] =
-                load_word(from + 2 * (kHeadDim * index_of(e % 2) + column + 2 * (lane % 4)));
+            q[kQueryShared ? 0 : i][e] = load_word(from[e % 2] + 2 * (column + 2 * (lane % 4)));
           }
         }
       }

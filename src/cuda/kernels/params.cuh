@@ -1,8 +1,16 @@
-// What one chunk's kernels are told. src/gpu/params.hpp is the C++ twin: the same fields in the
-// same order. Strides count bytes.
+// What one chunk's kernels are told. src/gpu/params.hpp, and Launch::Arguments, are the C++ twin:
+// the same fields in the same order. Strides count bytes.
 #pragma once
 
 #include "types.cuh"
+
+// The keys that the rows of a batch entry see: row r of the block sees [r + first, r + last),
+// inside [0, limit). Counted from the chunk's first key; first and last within +-2^30.
+struct Batch {
+  i32 first;
+  i32 last;
+  i32 limit;  // keys at or behind it are never read; 0 to num_keys
+};
 
 // Rows of a group are numbered with the query heads of the group innermost:
 //   index = (row - first row of the block) * heads + head in the group.
@@ -27,7 +35,7 @@ struct Params {
   u64 partial_o;   // float [groups of the chunk][splits of the wave][indices of the
                    // chunk][value_dim, padded]
   u64 partial_ml;  // float2; l < 0: these rows see nothing of the split
-  u64 batches;     // Batch [batch]
+  u64 batches;     // Batch [batch]; 0: all are as `alike`
   float scale;     // on q.k; with a softcap: scale / softcap
   float softcap;
   u32 heads;          // query heads in a group
@@ -40,16 +48,9 @@ struct Params {
   u32 num_keys;    // of the chunk
   u32 split;       // the wave's first split, counted from the chunk's first key
   u32 num_splits;  // splits of the wave
+  Batch alike;
 };
-static_assert(sizeof(Params) == 19 * 8 + 12 * 4, "as in gpu/params.hpp");
-
-// The keys that the rows of a batch entry see: row r of the block sees [r + first, r + last),
-// inside [0, limit). Counted from the chunk's first key; first and last within +-2^30.
-struct Batch {
-  i32 first;
-  i32 last;
-  i32 limit;  // keys at or behind it are never read; 0 to num_keys
-};
+static_assert(sizeof(Params) == 19 * 8 + 16 * 4, "as in Launch::Arguments");
 
 // What every kernel is compiled for.
 constexpr u32 kThreads = KEYFOLD_THREADS;
