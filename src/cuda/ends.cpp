@@ -55,8 +55,8 @@ bool in_words(const TensorRows& rows, DType dtype, std::int64_t columns) {
   return lies_at(rows, 16, dtype, columns);
 }
 
-bool in_quads(const Ends& ends, DType dtype) {
-  return lies_at(ends.out, 4 * size_of(dtype), dtype, ends.value_dim);
+bool in_pairs(const Ends& ends, DType dtype) {
+  return lies_at(ends.out, 2 * size_of(dtype), dtype, ends.value_dim);
 }
 
 }  // namespace keyfold::cuda

@@ -33,7 +33,7 @@ Ends results_of(const core::Problem& problem, const core::Block& block,
                 const MutableTensorView& out, const std::optional<MutableTensorView>& lse);
 /// Whether rows of so many columns are whole words of 16 bytes, and lie at multiples of these.
 bool in_words(const TensorRows& rows, DType dtype, std::int64_t columns);
-/// Whether a kernel can write rows of `out` as words of four elements.
-bool in_quads(const Ends& ends, DType dtype);
+/// Whether a kernel can write rows of `out` two elements at a time.
+bool in_pairs(const Ends& ends, DType dtype);
 
 }  // namespace keyfold::cuda

@@ -19,6 +19,7 @@
 #include "pairs.cuh.hpp"
 #include "params.cuh.hpp"
 #include "results.cuh.hpp"
+#include "scores.cuh.hpp"
 #include "tensors.cu.hpp"
 #include "types.cuh.hpp"
 #include "units.cuh.hpp"
@@ -49,7 +50,8 @@ const std::vector<SourceFile>& kernel_headers() {
       {"hopper.cuh", kernels::hopper_cuh}, {"matrix_units.cuh", kernels::matrix_units_cuh},
       {"mma.cuh", kernels::mma_cuh},       {"pairs.cuh", kernels::pairs_cuh},
       {"params.cuh", kernels::params_cuh}, {"results.cuh", kernels::results_cuh},
-      {"types.cuh", kernels::types_cuh},   {"units.cuh", kernels::units_cuh}};
+      {"scores.cuh", kernels::scores_cuh}, {"types.cuh", kernels::types_cuh},
+      {"units.cuh", kernels::units_cuh}};
   return all;
 }
 

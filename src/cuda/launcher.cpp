@@ -44,8 +44,9 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
   const gpu::Work work = gpu::work_of(layout_, block_, box, chunk, kMaxGridZ);
   const gpu::Waves cut = gpu::cut_chunk(work);
   const bool partial = !cut.direct;
-  const KernelSpec main = shapes_.main(partial);
-  const std::optional<KernelSpec> prepare = shapes_.prepare(), careful = shapes_.careful();
+  const bool ended = ends.out.at != 0;
+  const KernelSpec main = shapes_.main(partial, ended);
+  const std::optional<KernelSpec> prepare = shapes_.prepare(), careful = shapes_.careful(ended);
   const gpu::Batch alike = gpu::batch_of(layout_, block_, box, 0);
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {

@@ -129,13 +129,14 @@ KernelSpec Shapes::folding(const std::string& name, std::uint32_t threads,
   return kernel;
 }
 
-KernelSpec Shapes::wgmma(bool careful) const {
+KernelSpec Shapes::wgmma(bool careful, bool ended) const {
   const WgmmaShape& s = *wgmma_;
   KernelSpec kernel = folding("wgmma", s.threads(), s.shared_bytes, s.keys, careful);
   for (std::string& option :
        std::vector{define("WARPGROUPS", s.warpgroups), define("PART_PANELS", s.part_panels),
                    define("PART_KEYS", s.part_keys), define("SLOTS", s.slots),
-                   define("WEIGHINGS", s.weighings), define("PARTIAL", tiling_.folds ? 0 : 1)}) {
+                   define("WEIGHINGS", s.weighings), define("PARTIAL", tiling_.folds ? 0 : 1),
+                   define("ENDED", ended ? 1 : 0)}) {
     kernel.options.push_back(std::move(option));
   }
   kernel.tiles = {.q_rows = 64, .k_rows = s.keys, .v_rows = s.part_keys, .columns = 64};
@@ -191,14 +192,14 @@ Grid Shapes::prepare_grid(const gpu::Wave& wave) const {
   return {u32(wave.num_splits * tiling_.split_len / wgmma3_->keys), u32(wave.num_groups)};
 }
 
-std::optional<KernelSpec> Shapes::careful() const {
-  if (wgmma_) return wgmma(true);
+std::optional<KernelSpec> Shapes::careful(bool ended) const {
+  if (wgmma_) return wgmma(true, ended && tiling_.folds);
   if (mma_) return mma(true);
   return std::nullopt;
 }
 
-KernelSpec Shapes::main(bool partial) const {
-  if (wgmma_) return wgmma(false);
+KernelSpec Shapes::main(bool partial, bool ended) const {
+  if (wgmma_) return wgmma(false, ended && tiling_.folds);
   if (mma_) return mma(false);
   if (decode_mma_) return decode_mma();
   if (wgmma3_) return wgmma3("wgmma3", wgmma3_->threads(), wgmma3_->shared_bytes);
@@ -236,12 +237,12 @@ Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
 
 bool Shapes::ends_rows(const Ends& ends) const {
   // Where the end of a row is not a merge, the kernel itself has to know of it.
-  return tiling_.decode || (wgmma_ && in_quads(ends, problem_.shape.dtype));
+  return tiling_.decode || (wgmma_ && in_pairs(ends, problem_.shape.dtype));
 }
 
 bool Shapes::reads_queries(const TensorRows& q) const {
   if (decode_mma_) return in_words(q, problem_.shape.dtype, problem_.shape.head_dim);
-  return wgmma_ && maps_queries(problem_, *wgmma(false).tiles, q);
+  return wgmma_ && maps_queries(problem_, *wgmma(false, false).tiles, q);
 }
 
 KernelSpec Shapes::merge() const {

@@ -36,15 +36,16 @@ class Shapes {
   double flops_per_second() const { return rate_ * multiprocessors_; }
 
   /// The kernel that meets the keys. `partial`: it gives a partial state for each split, rather
-  /// than folding into the states itself; decode always does.
-  KernelSpec main(bool partial) const;
+  /// than folding into the states itself; decode always does. `ended`: the launch has an Ends with
+  /// results, and states begin empty.
+  KernelSpec main(bool partial, bool ended = false) const;
   /// Its blocks for a wave.
   Grid main_grid(const gpu::Wave& wave, bool partial) const;
   /// What has to run in front of main(), and its blocks for a wave: see kernels/pairs.cu.
   std::optional<KernelSpec> prepare() const;
   Grid prepare_grid(const gpu::Wave& wave) const;
   /// What has to run behind main(), for the jobs that it has left: see kernels/fold.cuh.
-  std::optional<KernelSpec> careful() const;
+  std::optional<KernelSpec> careful(bool ended = false) const;
 
   /// Whether kernels can take rows to such an end, or read q in such a place.
   bool ends_rows(const Ends& ends) const;
@@ -67,7 +68,7 @@ class Shapes {
   /// With what a kernel of jobs is compiled for besides.
   KernelSpec folding(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes,
                      std::uint32_t keys, bool careful) const;
-  KernelSpec wgmma(bool careful) const;
+  KernelSpec wgmma(bool careful, bool ended) const;
   KernelSpec mma(bool careful) const;
   KernelSpec decode_mma() const;
   KernelSpec wgmma3(const std::string& name, std::uint32_t threads,

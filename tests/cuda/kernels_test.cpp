@@ -93,6 +93,8 @@ std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& t
     for (const bool partial : {false, true}) all.push_back(shapes.main(partial));
     if (shapes.prepare()) all.push_back(*shapes.prepare());
     if (shapes.careful()) all.push_back(*shapes.careful());
+    if (shapes.careful())
+      all.push_back(shapes.main(false, true)), all.push_back(*shapes.careful(true));
     all.push_back(shapes.merge());
     all.push_back(shapes.fold_partials({.num_splits = 1}));
   }

@@ -78,6 +78,9 @@ KEYFOLD_INLINE void write(u64 address, float x) {
 KEYFOLD_INLINE void write(u64 address, float2 x) {
   asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(address), "f"(x.x), "f"(x.y) : "memory");
 }
+KEYFOLD_INLINE void write(u64 address, uint2 x) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(x.x), "r"(x.y) : "memory");
+}
 KEYFOLD_INLINE void write(u64 address, float4 x) {
   asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x.x), "f"(x.y),
                "f"(x.z), "f"(x.w)
@@ -139,15 +142,20 @@ KEYFOLD_INLINE float exp_nonpositive(float x) {
   return x < -87.3365402f ? 0.0f : result;
 }
 
-// tanh with an error of at most 4 ulp: an odd polynomial near 0, else (1 - e) / (1 + e).
-KEYFOLD_INLINE float tanh_precise(float x) {
-  const float a = fabsf(x), z = x * x;
+// tanh below kTanhNear, by an odd polynomial.
+constexpr float kTanhNear = 0.625f;
+KEYFOLD_INLINE float tanh_near(float x) {
+  const float z = x * x;
   float p = -6.09671418e-3f;
   p = fmaf(p, z, 2.09971797e-2f);
   p = fmaf(p, z, -5.38509078e-2f);
   p = fmaf(p, z, 1.33327693e-1f);
   p = fmaf(p, z, -3.33333284e-1f);
-  const float small = fmaf(p, x * z, x);
+  return fmaf(p, x * z, x);
+}
+// tanh with an error of at most 4 ulp: near 0 as above, else (1 - e) / (1 + e).
+KEYFOLD_INLINE float tanh_precise(float x) {
+  const float a = fabsf(x);
   const float e = exp_nonpositive(-2.0f * a);
   const float above = 1.0f - e, below = 1.0f + e;
   float inverse;
@@ -155,7 +163,7 @@ KEYFOLD_INLINE float tanh_precise(float x) {
   float quotient = above * inverse;
   quotient = fmaf(fmaf(-quotient, below, above), inverse, quotient);
   const float large = x < 0.0f ? -quotient : quotient;
-  return a < 0.625f ? small : large;  // NaN takes `large`, which is NaN
+  return a < kTanhNear ? tanh_near(x) : large;  // NaN takes `large`, which is NaN
 }
 
 // Keys [begin, end), counted from the chunk's or a split's first key.

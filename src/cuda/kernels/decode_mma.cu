@@ -281,8 +281,9 @@ KEYFOLD_INLINE void multiply_keys(float (&s)[kStep / 2], const Query& query, con
 // Products become weights, o as of the new maxima.
 KEYFOLD_INLINE void soften(Fold& c, const Params& p, i32 key, u32 lane, Mode mode,
                            float (&s)[1][kStep / 2]) {
-  if (kFinished || key < c.full.begin || key + kStep > c.full.end) {
-    finish_scores(s[0], c.seen, c.mask, p, key / kStep, lane);
+  const bool edge = key < c.full.begin || key + kStep > c.full.end;
+  if (kFinished || edge) {
+    finish_scores(s[0], p, c.mask, key + 2 * i32(lane % 4), edge, [&](u32 r) { return c.seen[r]; });
   }
   float alpha[1][2];
   softmax(s, c.sums, p, alpha);

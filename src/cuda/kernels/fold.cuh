@@ -12,11 +12,10 @@
 // which meets the keys four times: with 1 where V is Inf, -Inf, NaN, and then with the rest of V.
 #pragma once
 
-#include "matrix_units.cuh"
+#include "scores.cuh"
 
 constexpr bool kCareful = KEYFOLD_CAREFUL;
-constexpr bool kFinished = KEYFOLD_FINISHED;  // scores are more than products times the scale
-constexpr i32 kKeys = KEYFOLD_KEYS;           // of a tile
+constexpr i32 kKeys = KEYFOLD_KEYS;  // of a tile
 static_assert(kSplitLen % kKeys == 0, "as in kernel_shape.hpp");
 constexpr i32 kPasses = kCareful ? 4 : 1;  // 1, 2, 3 look for Inf, -Inf, NaN; 0 comes last
 
@@ -67,29 +66,6 @@ KEYFOLD_INLINE bool job_of(const Params& p, const Jobs& jobs, u32 i, Job& job) {
   job.full = {late.begin, early.end};
   job.skip = early.begin >= late.end || (kCareful && load_word(job.redo) == 0);
   return true;
-}
-
-// --- Scores -------------------------------------------------------------------------------------
-
-// Whether scores of tile n have to be looked at one by one.
-KEYFOLD_INLINE bool unfinished(const Job& job, i32 n) {
-  return kFinished || n * kKeys < job.full.begin || (n + 1) * kKeys > job.full.end;
-}
-
-// Hides and finishes the scores of tile n. `mask`: of a row, the chunk's first key.
-KEYFOLD_INLINE void finish_scores(float (&s)[kKeys / 2], const Range (&seen)[2],
-                                  const u64 (&mask)[2], const Params& p, i32 n, u32 lane) {
-  const i32 first = n * kKeys + 2 * i32(lane % 4);
-#pragma unroll
-  for (i32 i = 0; i < kKeys / 2; ++i) {
-    const i32 key = first + i / 4 * 8 + i % 2, r = i / 2 % 2;
-    if (key < seen[r].begin || key >= seen[r].end) {
-      s[i] = hidden();
-    } else if (kFinished) {
-      const u64 at = kMaskType == 0 ? 0 : mask[r] + i64(key) * p.mask_key;
-      s[i] = kDType == 0 ? score(p, s[i], at) : fast_score(p, s[i], at);
-    }
-  }
 }
 
 // --- The fold -----------------------------------------------------------------------------------

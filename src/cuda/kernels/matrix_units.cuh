@@ -1,5 +1,5 @@
-// What kernels on matrix units share: scores, exponentials, and sums over the four threads that
-// hold a row of a product.
+// What kernels on matrix units share: exponentials, and sums over the four threads that hold a row
+// of a product.
 #pragma once
 
 #include "common.cuh"
@@ -37,18 +37,4 @@ KEYFOLD_INLINE u32 pack(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   }
   return r;
-}
-
-// score() with tanh by two instructions, whose errors of 2^-22 are far below those of 16-bit
-// products.
-KEYFOLD_INLINE float fast_score(const Params& p, float product, u64 mask) {
-  float s = product * p.scale;
-  if constexpr (kSoftcap) {
-    s = p.softcap * (1.0f - 2.0f * reciprocal(1.0f + exp2_fast(s * (2.0f * kLog2e))));
-  }
-  if constexpr (kMaskType != 0) {
-    const float bias = mask_value(mask);
-    s = bias == hidden() ? hidden() : (kMaskType == 1 ? s : s + bias);
-  }
-  return s;
 }

@@ -438,13 +438,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
 #pragma unroll
           for (i32 b = 0; b < kBlocks; ++b) close_split(sums[b]);
         }
-        if (unfinished(job, n)) {
+        const bool edge = n * kKeys < job.full.begin || (n + 1) * kKeys > job.full.end;
+        if (kFinished || edge) {
 #pragma unroll
           for (i32 b = 0; b < kBlocks; ++b) {
             const u32 r = row + 16 * b;
-            const Range ranges[2] = {seen[r], seen[r + 8]};
             const u64 rows[2] = {kMaskType == 0 ? 0 : masks[r], kMaskType == 0 ? 0 : masks[r + 8]};
-            finish_scores(s[b], ranges, rows, p, n, lane);
+            finish_scores(s[b], p, rows, n * kKeys + 2 * i32(lane % 4), edge,
+                          [&](u32 of) { return seen[r + 8 * of]; });
           }
         }
         Alphas alpha;

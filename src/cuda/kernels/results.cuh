@@ -68,24 +68,35 @@ KEYFOLD_INLINE float read_element(u64 at, u32 type) {
 
 // A row's end.
 struct End {
-  float m, l;    // with the sink
-  float weight;  // of o
+  float m, l;     // with the sink
+  float weight;   // of o
+  float inverse;  // of l
 };
 // `head`: of queries.
 KEYFOLD_INLINE End end_of(const Ends& e, float m, float l, u32 head) {
-  End end{m, l, 1.0f};
-  if (e.sinks == 0) return end;
-  const float sink = read_element(e.sinks + i64(head) * e.sink_step, e.sinks_type);
-  const float most = m > sink || m != m ? m : sink;
-  if (most == __uint_as_float(0xff800000u)) return end;
-  end.weight = expf(m - most);
-  end.l = l * end.weight + (sink == most ? 1.0f : expf(sink - most));  // also for +Inf
-  end.m = most;
+  End end{m, l, 1.0f, 0.0f};
+  if (e.sinks != 0) {
+    const float sink = read_element(e.sinks + i64(head) * e.sink_step, e.sinks_type);
+    const float most = m > sink || m != m ? m : sink;
+    if (most != __uint_as_float(0xff800000u)) {
+      end.weight = expf(m - most);
+      end.l = l * end.weight + (sink == most ? 1.0f : expf(sink - most));  // also for +Inf
+      end.m = most;
+    }
+  }
+  asm("rcp.approx.f32 %0, %1;" : "=f"(end.inverse) : "f"(end.l));
   return end;
 }
-// An element of the result. A weight of 0 leaves even Inf out. + 0: a zero has no sign.
+// An element of the result, weight o / l: twice what the quotient leaves over is divided too, as
+// rounding right takes a call, and l is far from where floats end. A weight of 0 leaves even Inf
+// out.
+// + 0: a zero has no sign.
 KEYFOLD_INLINE float result_of(const End& end, float o) {
-  return end.l == 0.0f || end.weight == 0.0f ? 0.0f : end.weight * o / end.l + 0.0f;
+  const float x = end.weight * o, rough = x * end.inverse;
+  const float close = fmaf(fmaf(-rough, end.l, x), end.inverse, rough);
+  const float exact = fmaf(fmaf(-close, end.l, x), end.inverse, close);
+  const bool finite = (__float_as_uint(exact) & 0x7fffffffu) < 0x7f800000u;
+  return end.l == 0.0f || end.weight == 0.0f ? 0.0f : (finite ? exact : rough) + 0.0f;
 }
 KEYFOLD_INLINE void write_lse(const Ends& e, const End& end, u32 batch, u32 kv_head, u32 head,
                               u32 row) {

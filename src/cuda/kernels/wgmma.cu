@@ -5,8 +5,8 @@
 //
 // The fold goes on from the state in memory, tile of keys after tile of keys, counted from key 0,
 // so that the end of a chunk changes nothing; where a launch meets all keys of its rows, it takes
-// these to their end itself (Ends). Tiles that no row sees would change nothing either, and are
-// left out. With KEYFOLD_PARTIAL, for calls of few rows, each split of keys is folded on
+// these to their end itself (KEYFOLD_ENDED). Tiles that no row sees would change nothing either,
+// and are left out. With KEYFOLD_PARTIAL, for calls of few rows, each split of keys is folded on
 // its own, from the empty state to a partial state.
 //
 // Inf and NaN of V have no place in a product, where 0 times them would be NaN. Where the output is
@@ -14,13 +14,14 @@
 // which meets the keys four times: with 1 where V is Inf, -Inf, NaN, and then with the rest of V.
 #include "hopper.cuh"
 #include "results.cuh"
+#include "scores.cuh"
 
 constexpr bool kCareful = KEYFOLD_CAREFUL;
 constexpr u32 kKeys = KEYFOLD_KEYS;              // of a tile
 constexpr u32 kWarpgroups = KEYFOLD_WARPGROUPS;  // that consume
 constexpr bool kPartial = KEYFOLD_PARTIAL;
-constexpr bool kFinished = KEYFOLD_FINISHED;  // scores are more than products times the scale
-constexpr u32 kSlots = KEYFOLD_SLOTS;         // of the ring
+constexpr bool kEnded = KEYFOLD_ENDED;  // rows begin empty, and results are written
+constexpr u32 kSlots = KEYFOLD_SLOTS;   // of the ring
 constexpr u32 kRows = 64 * kWarpgroups, kConsumers = 128 * kWarpgroups;
 static_assert(kThreads == kConsumers + 128 && kSplitLen % kKeys == 0, "as in kernel_shape.hpp");
 // Panels of 64 columns.
@@ -61,8 +62,7 @@ struct Job {
   u32 batch, kv_head;
   i32 begin, end;  // tiles of keys
   Range full;      // keys that all its rows see
-  Batch seen;
-  u64 redo;  // its flags
+  u64 redo;        // its flags
   bool skip;
   bool blind;  // skipped, as it sees nothing
 };
@@ -73,20 +73,23 @@ struct Job {
 KEYFOLD_INLINE bool job_of(const Params& p, const Jobs& jobs, u32 i, Job& job) {
   const u32 within = i % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
   const u32 at = i * gridDim.x + within, units = jobs.groups * (kPartial ? p.num_splits : 1);
+  // Opaque divisors: their inverses are not worth registers from one job to the next.
+  const u32 heads = opaque(p.heads), kv_heads = opaque(p.kv_heads);
   job.skip = at >= units * jobs.tiles;
   job.blind = false;
   if (job.skip) return i * gridDim.x < units * jobs.tiles;
   const u32 tile = kPartial ? at % jobs.tiles : jobs.tiles - 1 - at / units;
-  const u32 unit = kPartial ? at / jobs.tiles : at % units, group = unit % jobs.groups;
-  job.split = unit / jobs.groups;
+  const u32 unit = kPartial ? at / jobs.tiles : at % units;
+  const u32 groups = opaque(jobs.groups), group = unit % groups;
+  job.split = unit / groups;
   job.group = p.group + group;
   job.first = p.index_begin + tile * kRows;
-  job.batch = job.group / p.kv_heads;
-  job.kv_head = job.group % p.kv_heads;
-  job.seen = load_batch(p, job.batch);
+  job.batch = job.group / kv_heads;
+  job.kv_head = job.group % kv_heads;
+  const Batch seen = load_batch(p, job.batch);
   job.redo = jobs.redo + 4 * (at * kWarpgroups);
   const u32 last = smaller(job.first + kRows, p.index_end) - 1;
-  Range early = visible(job.seen, job.first / p.heads), late = visible(job.seen, last / p.heads);
+  Range early = visible(seen, job.first / heads), late = visible(seen, last / heads);
   job.full = {late.begin, early.end};
   if (kPartial) {
     const i32 from = (p.split + job.split) * kSplitLen;
@@ -96,6 +99,7 @@ KEYFOLD_INLINE bool job_of(const Params& p, const Jobs& jobs, u32 i, Job& job) {
   job.begin = early.begin / i32(kKeys);
   job.end = (late.end + i32(kKeys) - 1) / i32(kKeys);
   job.skip = job.blind = early.begin >= late.end;
+  if (job.blind) job.begin = job.end = 0;
   if (kCareful) {
     u32 any = 0;
     for (u32 w = 0; w < kWarpgroups; ++w) any |= load_word(job.redo + 4 * w);
@@ -176,25 +180,20 @@ struct Rows {
   u32 w[kKeys / 4];  // weights, as the left side of products
   float m[2], l[2];
   float t[2];  // this thread's part of l since the last split's end
-  Range seen[2];
   u64 mask[2];
 };
 
-// Hides and finishes the scores of tile n.
-KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, i32 n, u32 lane) {
+// Hides and finishes the scores of tile n. What rows see is looked up where it is needed, since it
+// would take registers everywhere.
+KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, u32 row, i32 n,
+                                  u32 lane) {
   const i32 first = n * i32(kKeys);
   const bool edge = first < job.full.begin || first + i32(kKeys) > job.full.end;
   if (!edge && !kFinished) return;
-#pragma unroll
-  for (u32 i = 0; i < kKeys / 2; ++i) {
-    const i32 key = first + i32(i / 4 * 8 + 2 * (lane % 4) + i % 2);
-    const u32 r = i / 2 % 2;
-    if (key < c.seen[r].begin || key >= c.seen[r].end) {
-      c.s[i] = hidden();
-    } else if (kFinished) {
-      c.s[i] = fast_score(p, c.s[i], kMaskType == 0 ? 0 : c.mask[r] + i64(key) * p.mask_key);
-    }
-  }
+  finish_scores(c.s, p, c.mask, first + 2 * i32(lane % 4), edge, [&](u32 r) {
+    const u32 index = smaller(opaque(job.first) + row + 8 * r, p.index_end - 1);
+    return visible(load_batch(p, opaque(job.group) / p.kv_heads), index / p.heads);
+  });
 }
 
 // Beyond this the product of a maximum and log2(e) is too coarse to take scores against, or
@@ -347,17 +346,18 @@ KEYFOLD_INLINE u64 place_of(const Params& p, u64 state, u32 j, u32 lane) {
 
 // Begins with the state in memory, or the empty one; in a pass after the first o is what it looks
 // for.
-KEYFOLD_INLINE void load_state(Rows& c, const Params& p, const u64 (&state)[2], bool begins,
-                               i32 pass, u32 lane) {
+KEYFOLD_INLINE void load_state(Rows& c, const Params& p, const u64 (&state)[2], i32 pass,
+                               u32 lane) {
+  constexpr bool kBegins = kPartial || kEnded;
   bool begun = false;
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
     float2 ml{hidden(), 0.0f};
-    if (!begins) ml = read_float2(ml_of(p, state[r]));
+    if (!kBegins) ml = read_float2(ml_of(p, state[r]));
     c.m[r] = ml.x;
     c.l[r] = ml.y * (1.0f / kWeightUnit);
     c.t[r] = 0.0f;
-    begun = begun || ml.y != 0.0f;
+    begun = begun || (!kBegins && ml.y != 0.0f);
   }
   begun = __any_sync(~0u, begun);
 #pragma unroll
@@ -398,36 +398,47 @@ KEYFOLD_INLINE void store_state(const Rows& c, const Params& p, const u64 (&stat
   }
 }
 
-// Results of the rows, where out's columns are neighbours: of two blocks of 8 columns each thread
-// writes four elements of one.
+// A row of a job's tile, in the caller's tensors.
+struct Place {
+  u32 batch, kv_head, head, row;
+  bool inside;
+};
+KEYFOLD_INLINE Place place_in(const Params& p, const Job& job, u32 row) {
+  const u32 group = opaque(job.group), index = opaque(job.first) + row;
+  const u32 heads = opaque(p.heads), kv_heads = opaque(p.kv_heads);
+  return {group / kv_heads, group % kv_heads, index % heads, index / heads, index < p.index_end};
+}
+KEYFOLD_INLINE End end_at(const Params& p, const Ends& ends, const Place& at, float m, float l) {
+  return end_of(ends, is_nan(l) ? nan() : m, l * kWeightUnit, at.kv_head * p.heads + at.head);
+}
+KEYFOLD_INLINE void write_lse(const Ends& ends, const End& end, const Place& at) {
+  write_lse(ends, end, at.batch, at.kv_head, at.head, at.row);
+}
+
+// As bits_of(), NaN included.
+KEYFOLD_INLINE u32 pair_of(float low, float high) {
+  if (is_nan(low) || is_nan(high)) return bits_of(low, kDType) | u32(bits_of(high, kDType)) << 16;
+  return pack(low, high);
+}
+
+// Results of the rows, where out's columns are neighbours and even in number.
 KEYFOLD_INLINE void store_results(const Rows& c, const Params& p, const Ends& ends, const Job& job,
-                                  u32 row, const bool (&inside)[2], u32 lane) {
+                                  u32 row, u32 lane) {
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {
-    const u32 index = smaller(job.first + row + 8 * r, p.index_end - 1);
-    const u32 head = index % p.heads, query = index / p.heads;
-    const End end = end_of(ends, is_nan(c.l[r]) ? nan() : c.m[r], c.l[r] * kWeightUnit,
-                           job.kv_head * p.heads + head);
-    const u64 out = address_of(ends.out, job.batch, job.kv_head, head, query);
-    const bool odd = lane % 2 != 0;
+    const Place at = place_in(p, job, row + 8 * r);
+    if (!at.inside) continue;
+    const End end = end_at(p, ends, at, c.m[r], c.l[r]);
+    const u64 out = address_of(ends.out, at.batch, at.kv_head, at.head, at.row);
 #pragma unroll
-    for (u32 j = 0; j < kValueWidth / 8; j += 2) {
-      u32 pairs[2];
-#pragma unroll
-      for (u32 b = 0; b < 2; ++b) {
-        const float* const o = c.o + 4 * (j + b) + 2 * r;
-        pairs[b] = bits_of(result_of(end, positive_zero(o[0] * kWeightUnit)), kDType) |
-                   u32(bits_of(result_of(end, positive_zero(o[1] * kWeightUnit)), kDType)) << 16;
-      }
-      const u32 other = __shfl_xor_sync(~0u, pairs[odd ? 0 : 1], 1);
-      const u32 column = 8 * (odd ? j + 1 : j) + 4 * (lane % 4 / 2);
-      if (!inside[r] || column >= ends.value_dim) continue;
-      const uint2 four = odd ? uint2{other, pairs[1]} : uint2{pairs[0], other};
-      asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(out + 2 * column), "r"(four.x),
-                   "r"(four.y)
-                   : "memory");
+    for (u32 j = 0; j < kValueWidth / 8; ++j) {
+      const u32 column = 8 * j + 2 * (lane % 4);
+      const float* const o = c.o + 4 * j + 2 * r;
+      if (column >= ends.value_dim) continue;
+      write_word(out + 2 * column,
+                 pair_of(result_of(end, o[0] * kWeightUnit), result_of(end, o[1] * kWeightUnit)));
     }
-    if (inside[r] && lane % 4 == 0) write_lse(ends, end, job.batch, job.kv_head, head, query);
+    if (lane % 4 == 0) write_lse(ends, end, at);
   }
 }
 
@@ -478,14 +489,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const u32 row = consumer / 32 * 16 + lane / 4;  // of the tile; and row + 8
   const u32 q = base + warpgroup * kHeadPanels * kQueryPanel;
   const bool leader = consumer % 128 == 0;
-  const bool begins = kPartial || ends.begins != 0, ended = !kPartial && ends.out.at != 0;
 
   Ring ring;
   u32 q_parity = 0;
   Rows c;
   Job job;
   for (u32 i = 0; job_of(p, jobs, i, job); ++i) {
-    if (job.skip && !(job.blind && !kCareful && (kPartial || begins || ended))) continue;
+    if (job.skip && !(job.blind && !kCareful && (kPartial || kEnded))) continue;
     u64 state[2];
     bool inside[2];
 #pragma unroll
@@ -493,7 +503,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       const u32 index = job.first + row + 8 * r;
       inside[r] = index < p.index_end;
       const u32 at = smaller(index, p.index_end - 1);
-      c.seen[r] = visible(job.seen, at / p.heads);
       state[r] = state_of(p, job, at);
       if (kMaskType != 0) c.mask[r] = mask_address(p, job.batch, job.group, at);
     }
@@ -503,20 +512,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       }
       continue;
     }
-    const auto store = [&] {
-      if (ended) {
-        store_results(c, p, ends, job, row, inside, lane);
-      } else {
-        store_state(c, p, state, inside, lane);
-      }
-    };
-    if (job.blind) {
-      load_state(c, p, state, begins, 0, lane);
-      store();
-      continue;
+    if (!kEnded || !job.blind) {
+      barrier_wait(bars.q_full, q_parity);
+      q_parity ^= 1;
     }
-    barrier_wait(bars.q_full, q_parity);
-    q_parity ^= 1;
 
     u32 marks[kCareful ? kValueWidth / 16 : 1] = {};  // four bits an element: those of the passes
     for (i32 pass = kPasses - 1; pass >= 0; --pass) {
@@ -536,7 +535,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         return base + kSlotsAt + slot * kSlotBytes;
       };
 
-      load_state(c, p, state, begins, pass, lane);
+      load_state(c, p, state, pass, lane);
       for (i32 n = job.begin; n < job.end; ++n) {
         const Ring keys = ring;
         hold(c.s);
@@ -548,7 +547,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         give(keys, kKeyParts);
         if (pass == 0 && n + 1 == job.end && leader) barrier_arrive(bars.q_empty);
 
-        finish_scores(c, p, job, n, lane);
+        finish_scores(c, p, job, row, n, lane);
         const Step step = raise_maxima(c, p);
         const Ring values = ring;
         u32 v = 0;
@@ -598,6 +597,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       write = !any_odd(c, warpgroup);
       if (leader) write_word(job.redo + 4 * warpgroup, write ? 0 : 1);
     }
-    if (write) store();
+    if (write) {
+      if constexpr (kEnded) {
+        store_results(c, p, ends, job, opaque(row), lane);
+      } else {
+        store_state(c, p, state, inside, lane);
+      }
+    }
   }
 }

@@ -1,0 +1,95 @@
+// From products on matrix units to scores: scale, softcap, mask, hidden keys. Of two rows of a tile
+// a thread holds element 4 j + 2 r + e: row r, key first + 8 j + e.
+#pragma once
+
+#include "matrix_units.cuh"
+
+constexpr bool kFinished = KEYFOLD_FINISHED;  // scores are more than products times the scale
+
+// tanh by two instructions, whose errors of 2^-22 are far below those of 16-bit products; near 0 by
+// a polynomial, for which no unit is short.
+KEYFOLD_INLINE float tanh_fast(float x) {
+  return 1.0f - 2.0f * reciprocal(1.0f + exp2_fast(x * (2.0f * kLog2e)));
+}
+
+template <i32 kCount>
+KEYFOLD_INLINE void scale_scores(float (&s)[kCount], const Params& p) {
+#pragma unroll
+  for (i32 i = 0; i < kCount; ++i) s[i] *= p.scale;
+  if constexpr (!kSoftcap) return;
+  if constexpr (kDType == 0) {
+#pragma unroll
+    for (i32 i = 0; i < kCount; ++i) s[i] = p.softcap * tanh_precise(s[i]);
+    return;
+  }
+  bool near = true;
+#pragma unroll
+  for (i32 i = 0; i < kCount; ++i) near = near && fabsf(s[i]) < kTanhNear;
+  // Which of both an element takes is its own affair, so that its bits are.
+  if (near) {
+#pragma unroll
+    for (i32 i = 0; i < kCount; ++i) s[i] = p.softcap * tanh_near(s[i]);
+  } else {
+#pragma unroll
+    for (i32 i = 0; i < kCount; ++i) {
+      s[i] = p.softcap * (fabsf(s[i]) < kTanhNear ? tanh_near(s[i]) : tanh_fast(s[i]));
+    }
+  }
+}
+
+// Whether masks of two neighbouring keys, the first of which is even, are one aligned word.
+KEYFOLD_INLINE bool masks_in_pairs(const Params& p) {
+  constexpr u32 kSize = kMaskType == 1 ? 1 : kMaskType == 2 ? 4 : 2;
+  const u64 all = p.mask | u64(p.mask_row) | u64(p.mask_head) | u64(p.mask_batch);
+  return p.mask_key == kSize && all % (2 * kSize) == 0;
+}
+struct Biases {
+  float of[2];
+};
+KEYFOLD_INLINE Biases load_biases(u64 at) {
+  if constexpr (kMaskType == 1) {
+    unsigned short both;
+    asm("ld.global.nc.u16 %0, [%1];" : "=h"(both) : "l"(at));
+    return {{(both & 0xff) != 0 ? 0.0f : hidden(), both >> 8 != 0 ? 0.0f : hidden()}};
+  }
+  if constexpr (kMaskType == 2) {
+    const float2 both = load_float2(at);
+    return {{both.x, both.y}};
+  }
+  const u32 both = load_word(at);
+  if constexpr (kMaskType == 3) return {{float16_value(both), float16_value(both >> 16)}};
+  return {{__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)}};
+}
+KEYFOLD_INLINE float biased(float s, float bias) {
+  return bias == hidden() ? hidden() : (kMaskType == 1 ? s : s + bias);
+}
+
+// `mask`: of a row, the chunk's first key. `edge`: some row may not see some of the keys; then
+// `seen(r)` is the keys that row r sees, and no other mask is read.
+template <i32 kCount, class Seen>
+KEYFOLD_INLINE void finish_scores(float (&s)[kCount], const Params& p, const u64 (&mask)[2],
+                                  i32 first, bool edge, const Seen& seen) {
+  if constexpr (kFinished) scale_scores(s, p);
+  if (kMaskType != 0 && !edge && masks_in_pairs(p)) {
+#pragma unroll
+    for (i32 i = 0; i < kCount; i += 2) {
+      constexpr u32 kSize = kMaskType == 1 ? 1 : kMaskType == 2 ? 4 : 2;
+      const Biases biases = load_biases(mask[i / 2 % 2] + i64(first) * kSize + i / 4 * 8 * kSize);
+      s[i] = biased(s[i], biases.of[0]);
+      s[i + 1] = biased(s[i + 1], biases.of[1]);
+    }
+    return;
+  }
+  if (kMaskType == 0 && !edge) return;
+  const Range ranges[2] = {edge ? seen(0) : Range{-1 << 30, 1 << 30},
+                           edge ? seen(1) : Range{-1 << 30, 1 << 30}};
+#pragma unroll
+  for (i32 i = 0; i < kCount; ++i) {
+    const i32 key = first + i / 4 * 8 + i % 2, r = i / 2 % 2;
+    if (key < ranges[r].begin || key >= ranges[r].end) {
+      s[i] = hidden();
+    } else if (kMaskType != 0) {
+      s[i] = biased(s[i], mask_value(mask[r] + i64(key) * p.mask_key));
+    }
+  }
+}
