@@ -80,8 +80,10 @@ std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_
   s.part_keys = s.keys;
   while (s.part_keys * value > s.keys * s.part_panels) s.part_keys /= 2;
   const std::uint32_t slot = s.part_panels * s.keys * 128, queries = s.rows() * head * 128;
-  s.slots = (kShared - queries) / (slot + 16);
-  s.shared_bytes = queries + s.slots * slot + 16 * (s.slots + 1);  // barriers are behind the slots
+  // Barriers and two jobs are behind the slots.
+  constexpr std::uint32_t kRecords = 2 * 36;
+  s.slots = (kShared - queries - 16 - kRecords) / (slot + 16);
+  s.shared_bytes = queries + s.slots * slot + 16 * (s.slots + 1) + kRecords;
   return s;
 }
 

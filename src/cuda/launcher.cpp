@@ -30,10 +30,8 @@ Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& w
         encode_tensor_maps(device_.driver(), layout_.problem, *spec.tiles, block_, params, ends.q);
   }
   if (spec.jobs) {
-    launch.jobs = {
-        memory_.prepared != 0 ? memory_.prepared : memory_.flags,
-        static_cast<std::uint32_t>(wave.num_groups),
-        static_cast<std::uint32_t>(gpu::ceil_div(wave.num_indices, layout_.tiling.tile_rows))};
+    launch.jobs = shapes_.jobs_of(wave);
+    launch.jobs->memory = memory_.prepared != 0 ? memory_.prepared : memory_.flags;
   }
   if (spec.ends) launch.ends = ends;
   return launch;

@@ -224,11 +224,31 @@ KernelSpec Shapes::main(bool partial, bool ended) const {
   return kernel;
 }
 
+Jobs Shapes::jobs_of(const gpu::Wave& wave) const {
+  const std::uint32_t groups = u32(wave.num_groups), blocks = device_blocks_;
+  Jobs jobs{.groups = groups, .tiles = u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows))};
+  if (!wgmma_ || !tiling_.folds || !problem_.rows_alike()) return jobs;
+  // Rows that all take the same time: whole rounds of full tiles, and one of tiles of as few rows
+  // as suffice. A row's bits know nothing of its tile.
+  const std::uint32_t most = wgmma_->warpgroups, units = u32(gpu::ceil_div(wave.num_indices, 64));
+  const std::uint32_t rounds = groups * units / (blocks * most);
+  const std::uint32_t full = std::min(units / most, rounds * blocks / groups);
+  const std::uint32_t rest = units - full * most;
+  for (std::uint32_t few = 1; few < most; ++few) {
+    const std::uint32_t small = u32(gpu::ceil_div(rest, few));
+    if (groups * small > blocks) continue;
+    jobs.tiles = full + small;
+    jobs.small = small;
+    jobs.units = few;
+    break;
+  }
+  return jobs;
+}
+
 Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
   if (wgmma_ || wgmma3_ || mma_ || decode_mma_) {
     const std::int64_t parts = partial ? wave.num_splits * tiling_.units : 1;
-    const std::int64_t jobs =
-        wave.num_groups * gpu::ceil_div(wave.num_indices, tiling_.tile_rows) * parts;
+    const std::int64_t jobs = wave.num_groups * jobs_of(wave).tiles * parts;
     return {.x = u32(std::min<std::int64_t>(device_blocks_, jobs))};
   }
   return {u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows)),

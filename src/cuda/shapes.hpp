@@ -41,6 +41,8 @@ class Shapes {
   KernelSpec main(bool partial, bool ended = false) const;
   /// Its blocks for a wave.
   Grid main_grid(const gpu::Wave& wave, bool partial) const;
+  /// Its jobs, but for the memory.
+  Jobs jobs_of(const gpu::Wave& wave) const;
   /// What has to run in front of main(), and its blocks for a wave: see kernels/pairs.cu.
   std::optional<KernelSpec> prepare() const;
   Grid prepare_grid(const gpu::Wave& wave) const;

@@ -60,9 +60,10 @@ struct Layout {
   std::int64_t flags(std::int64_t groups, std::int64_t rows) const {
     if (tiling.flag_rows == 0) return 0;
     const std::int64_t tile = tiling.tile_rows, indices = rows * problem.group_size();
-    // Tiles of a wave; of partial states, at most: where the last of a group's is not full, too.
+    // Tiles of a wave, which may be cut down to the rows of a flag; of partial states, at most:
+    // where the last of a group's is not full, too.
     const std::int64_t tiles = tiling.folds
-                                   ? groups * ceil_div(indices, tile)
+                                   ? groups * ceil_div(indices, tiling.flag_rows)
                                    : std::max(kDecodeTiles, 2 * ceil_div(partial_rows(rows), tile));
     return 4 * tiles * (tile / tiling.flag_rows);
   }

@@ -35,9 +35,10 @@ static_assert(kHeadPanels % kPartPanels == 0 && kKeys % kPartKeys == 0 && kPartK
 constexpr u32 kQueryPanel = 64 * 128, kKeyPanel = kKeys * 128, kValuePanel = kPartKeys * 128;
 constexpr u32 kKeyBytes = kPartPanels * kKeyPanel, kValueBytes = kValuePanels * kValuePanel;
 constexpr u32 kSlotBytes = larger(kKeyBytes, kValueBytes);
-// Shared memory: q, slots, barriers.
+// Shared memory: q, slots, barriers, two jobs.
 constexpr u32 kSlotsAt = kWarpgroups * kHeadPanels * kQueryPanel;
 constexpr u32 kBarriersAt = kSlotsAt + kSlots * kSlotBytes;
+constexpr u32 kRecordsAt = kBarriersAt + 16 * (kSlots + 1);
 // Scores become weights in steps: products of one with V run beside exponentials of the next.
 constexpr u32 kWeighings = KEYFOLD_WEIGHINGS, kSteps = kKeys / 16 / kWeighings;
 constexpr i32 kPasses = kCareful ? 4 : 1;
@@ -51,45 +52,47 @@ struct Jobs {
   u64 redo;    // u32 [jobs][kWarpgroups]: whether the careful kernel has to
   u32 groups;  // of the chunk
   u32 tiles;   // of rows, in each
+  u32 small;   // of these, the first, which have
+  u32 units;   // as many warpgroups' rows; the others have rows of all
 };
 
 // --- Jobs ---------------------------------------------------------------------------------------
 
-// One tile of rows of one group, and the tiles of keys that it meets: those of a split, or all.
+// One tile of rows of one group, and the tiles of keys that it meets: those of a split, or all. The
+// producer looks for it; others find it in shared memory, which costs them no registers.
 struct Job {
   u32 group, first;  // absolute; index of the first row
   u32 split;         // of the wave
-  u32 batch, kv_head;
-  i32 begin, end;  // tiles of keys
-  Range full;      // keys that all its rows see
-  u64 redo;        // its flags
-  bool skip;
-  bool blind;  // skipped, as it sees nothing
+  u32 units;         // warpgroups that have rows; 0: there is no more to do
+  u32 number;        // of its flags
+  i32 begin, end;    // tiles of keys; none: its rows see nothing
+  Range full;        // keys that all its rows see
 };
+KEYFOLD_INLINE u64 flag_of(const Jobs& jobs, const Job& job, u32 warpgroup) {
+  return jobs.redo + 4 * (job.number * kWarpgroups + warpgroup);
+}
 
-// The i-th job of this block; false behind the last. Jobs with many keys begin first, and every
-// second round goes the other way, so that all blocks get about the same work. Tiles that meet one
-// split do so at a time.
-KEYFOLD_INLINE bool job_of(const Params& p, const Jobs& jobs, u32 i, Job& job) {
+// Whether there is something to do in the i-th round; `more`: in that or a later one. Jobs with
+// many keys begin first, and every second round goes the other way, so that all blocks get about
+// the same work; those of fewer rows come last. Tiles that meet one split do so at a time.
+KEYFOLD_INLINE bool find_job(const Params& p, const Jobs& jobs, u32 i, Job& job, bool& more) {
   const u32 within = i % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-  const u32 at = i * gridDim.x + within, units = jobs.groups * (kPartial ? p.num_splits : 1);
-  // Opaque divisors: their inverses are not worth registers from one job to the next.
-  const u32 heads = opaque(p.heads), kv_heads = opaque(p.kv_heads);
-  job.skip = at >= units * jobs.tiles;
-  job.blind = false;
-  if (job.skip) return i * gridDim.x < units * jobs.tiles;
-  const u32 tile = kPartial ? at % jobs.tiles : jobs.tiles - 1 - at / units;
-  const u32 unit = kPartial ? at / jobs.tiles : at % units;
-  const u32 groups = opaque(jobs.groups), group = unit % groups;
-  job.split = unit / groups;
-  job.group = p.group + group;
-  job.first = p.index_begin + tile * kRows;
-  job.batch = job.group / kv_heads;
-  job.kv_head = job.group % kv_heads;
-  const Batch seen = load_batch(p, job.batch);
-  job.redo = jobs.redo + 4 * (at * kWarpgroups);
-  const u32 last = smaller(job.first + kRows, p.index_end) - 1;
-  Range early = visible(seen, job.first / heads), late = visible(seen, last / heads);
+  const u32 at = i * gridDim.x + within, parts = jobs.groups * (kPartial ? p.num_splits : 1);
+  more = i * gridDim.x < parts * jobs.tiles;
+  if (at >= parts * jobs.tiles) return false;
+  const u32 tile = kPartial ? at % jobs.tiles : jobs.tiles - 1 - at / parts;
+  const u32 part = kPartial ? at / jobs.tiles : at % parts;
+  job.split = part / jobs.groups;
+  job.group = p.group + part % jobs.groups;
+  job.units = tile < jobs.small ? jobs.units : kWarpgroups;
+  const u32 before = tile < jobs.small
+                         ? tile * jobs.units
+                         : jobs.small * jobs.units + (tile - jobs.small) * kWarpgroups;
+  job.first = p.index_begin + 64 * before;
+  job.number = at;
+  const Batch seen = load_batch(p, job.group / p.kv_heads);
+  const u32 last = smaller(job.first + 64 * job.units, p.index_end) - 1;
+  Range early = visible(seen, job.first / p.heads), late = visible(seen, last / p.heads);
   job.full = {late.begin, early.end};
   if (kPartial) {
     const i32 from = (p.split + job.split) * kSplitLen;
@@ -98,14 +101,14 @@ KEYFOLD_INLINE bool job_of(const Params& p, const Jobs& jobs, u32 i, Job& job) {
   }
   job.begin = early.begin / i32(kKeys);
   job.end = (late.end + i32(kKeys) - 1) / i32(kKeys);
-  job.skip = job.blind = early.begin >= late.end;
-  if (job.blind) job.begin = job.end = 0;
-  if (kCareful) {
-    u32 any = 0;
-    for (u32 w = 0; w < kWarpgroups; ++w) any |= load_word(job.redo + 4 * w);
-    job.skip = job.skip || any == 0;
+  if (early.begin >= late.end) {
+    job.begin = job.end = 0;
+    return !kCareful && (kPartial || kEnded);  // else what is in memory stays
   }
-  return true;
+  if (!kCareful) return true;
+  u32 any = 0;
+  for (u32 w = 0; w < job.units; ++w) any |= load_word(flag_of(jobs, job, w));
+  return any != 0;
 }
 
 // --- The producer -------------------------------------------------------------------------------
@@ -124,28 +127,38 @@ struct Ring {
 
 KEYFOLD_INLINE void produce(const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map,
                             const Params& p, const Jobs& jobs, const Ends& ends, u32 base,
-                            const Barriers& bars) {
+                            const Barriers& bars, Job* records) {
   Ring ring;
-  u32 q_parity = 1;
-  Job job;
-  for (u32 i = 0; job_of(p, jobs, i, job); ++i) {
-    if (job.skip) continue;
+  u32 q_parity = 1, record = 0;
+  const auto next = [&] {  // one is read while the other is written
     barrier_wait(bars.q_empty, q_parity);
     q_parity ^= 1;
-    barrier_expect(bars.q_full, kWarpgroups * kHeadPanels * kQueryPanel);
-    for (u32 w = 0; w < kWarpgroups; ++w) {
+    return &records[record++ % 2];
+  };
+  bool more = true;
+  for (u32 i = 0; more; ++i) {
+    Job job;
+    if (!find_job(p, jobs, i, job, more)) continue;
+    *next() = job;
+    if (job.begin == job.end) {
+      barrier_arrive(bars.q_full);
+      continue;
+    }
+    const u32 batch = job.group / p.kv_heads, kv_head = job.group % p.kv_heads;
+    barrier_expect(bars.q_full, job.units * kHeadPanels * kQueryPanel);
+    for (u32 w = 0; w < job.units; ++w) {
       for (u32 c = 0; c < kHeadPanels; ++c) {
         // A map of gathered rows has one head, and the groups of the block behind each other.
         const bool there = ends.q.at != 0;
         const u32 index = job.first + 64 * w;
         copy_5d(base + (w * kHeadPanels + c) * kQueryPanel, q_map, bars.q_full, 64 * c, 0,
-                there ? index / p.heads : index, there ? job.kv_head : job.group - p.block_group,
-                there ? job.batch : 0);
+                there ? index / p.heads : index, there ? kv_head : job.group - p.block_group,
+                there ? batch : 0);
       }
     }
     // A tensor that is broadcast over heads or batch entries has one of them.
-    const i32 k_head = p.k_head != 0 ? job.kv_head : 0, k_batch = p.k_batch != 0 ? job.batch : 0;
-    const i32 v_head = p.v_head != 0 ? job.kv_head : 0, v_batch = p.v_batch != 0 ? job.batch : 0;
+    const i32 k_head = p.k_head != 0 ? kv_head : 0, k_batch = p.k_batch != 0 ? batch : 0;
+    const i32 v_head = p.v_head != 0 ? kv_head : 0, v_batch = p.v_batch != 0 ? batch : 0;
     for (i32 pass = 0; pass < kPasses; ++pass) {
       for (i32 n = job.begin; n < job.end; ++n) {
         for (u32 part = 0; part < kKeyParts + kValueParts; ++part) {
@@ -167,6 +180,28 @@ KEYFOLD_INLINE void produce(const TensorMap& q_map, const TensorMap& k_map, cons
           ring.step();
         }
       }
+    }
+  }
+  next()->units = 0;
+  barrier_arrive(bars.q_full);
+}
+
+// Lets slots go for warpgroups that have no rows.
+KEYFOLD_INLINE void release(const Barriers& bars, const Job* records) {
+  Ring ring;
+  for (u32 i = 0;; ++i) {
+    barrier_wait(bars.q_full, i % 2);
+    const Job job = records[i % 2];
+    if (job.units == 0) return;
+    const auto arrive = [&](u32 barrier) {
+      for (u32 w = job.units; w < kWarpgroups; ++w) barrier_arrive(barrier);
+    };
+    arrive(bars.q_empty);
+    const i32 parts = (job.end - job.begin) * i32(kKeyParts + kValueParts);
+    for (i32 part = 0; part < parts; ++part) {
+      barrier_wait(bars.full + 8 * ring.slot, ring.parity);
+      arrive(bars.empty + 8 * ring.slot);
+      ring.step();
     }
   }
 }
@@ -191,8 +226,8 @@ KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, u32 
   const bool edge = first < job.full.begin || first + i32(kKeys) > job.full.end;
   if (!edge && !kFinished) return;
   finish_scores(c.s, p, c.mask, first + 2 * i32(lane % 4), edge, [&](u32 r) {
-    const u32 index = smaller(opaque(job.first) + row + 8 * r, p.index_end - 1);
-    return visible(load_batch(p, opaque(job.group) / p.kv_heads), index / p.heads);
+    const u32 index = smaller(job.first + row + 8 * r, p.index_end - 1);
+    return visible(load_batch(p, job.group / p.kv_heads), index / p.heads);
   });
 }
 
@@ -404,9 +439,9 @@ struct Place {
   bool inside;
 };
 KEYFOLD_INLINE Place place_in(const Params& p, const Job& job, u32 row) {
-  const u32 group = opaque(job.group), index = opaque(job.first) + row;
-  const u32 heads = opaque(p.heads), kv_heads = opaque(p.kv_heads);
-  return {group / kv_heads, group % kv_heads, index % heads, index / heads, index < p.index_end};
+  const u32 index = job.first + row;
+  return {job.group / p.kv_heads, job.group % p.kv_heads, index % p.heads, index / p.heads,
+          index < p.index_end};
 }
 KEYFOLD_INLINE End end_at(const Params& p, const Ends& ends, const Place& at, float m, float l) {
   return end_of(ends, is_nan(l) ? nan() : m, l * kWeightUnit, at.kv_head * p.heads + at.head);
@@ -464,6 +499,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) unsigned char shared[];
   const u32 base = shared_address(shared);
   const Barriers bars = barriers_at(base + kBarriersAt);
+  Job* const records = reinterpret_cast<Job*>(shared + kRecordsAt);
   if (threadIdx.x == 0) {
     barrier_init(bars.q_full, 1);
     barrier_init(bars.q_empty, kWarpgroups);
@@ -481,7 +517,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   // All registers: 40 and 2 x 232, or 32 and 3 x 160, of 128 threads each.
   if (threadIdx.x < 128) {
     give_registers<kWarpgroups == 3 ? 32 : 40>();
-    if (threadIdx.x == 0) produce(q_map, k_map, v_map, p, jobs, ends, base, bars);
+    if (threadIdx.x == 0) produce(q_map, k_map, v_map, p, jobs, ends, base, bars, records);
+    if (threadIdx.x == 32 && !kCareful && jobs.small != 0) release(bars, records);
     return;
   }
   take_registers<kWarpgroups == 3 ? 160 : 232>();
@@ -491,11 +528,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const bool leader = consumer % 128 == 0;
 
   Ring ring;
-  u32 q_parity = 0;
   Rows c;
-  Job job;
-  for (u32 i = 0; job_of(p, jobs, i, job); ++i) {
-    if (job.skip && !(job.blind && !kCareful && (kPartial || kEnded))) continue;
+  for (u32 i = 0;; ++i) {
+    barrier_wait(bars.q_full, i % 2);
+    const Job& job = records[i % 2];
+    // Jobs of fewer rows come last. A careful kernel's warpgroups need each other.
+    if (kCareful ? job.units == 0 : warpgroup >= job.units) break;
+    const bool blind = job.begin == job.end;
     u64 state[2];
     bool inside[2];
 #pragma unroll
@@ -504,18 +543,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       inside[r] = index < p.index_end;
       const u32 at = smaller(index, p.index_end - 1);
       state[r] = state_of(p, job, at);
-      if (kMaskType != 0) c.mask[r] = mask_address(p, job.batch, job.group, at);
+      if (kMaskType != 0) c.mask[r] = mask_address(p, job.group / p.kv_heads, job.group, at);
     }
-    if (kPartial && job.blind) {
+    if (kPartial && blind) {
       for (u32 r = 0; r < 2; ++r) {
         if (inside[r] && lane % 4 == 0) write(ml_of(p, state[r]), float2{hidden(), -1.0f});
       }
-      continue;
     }
-    if (!kEnded || !job.blind) {
-      barrier_wait(bars.q_full, q_parity);
-      q_parity ^= 1;
-    }
+    if (blind && leader) barrier_arrive(bars.q_empty);
+    if (kPartial && blind) continue;
 
     u32 marks[kCareful ? kValueWidth / 16 : 1] = {};  // four bits an element: those of the passes
     for (i32 pass = kPasses - 1; pass >= 0; --pass) {
@@ -592,14 +628,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         const u32 mark = marks[j / 8] >> 4 * (j % 8) & 15;
         if (mark != 0) c.o[j] += mark == 2 ? -hidden() : mark == 4 ? hidden() : nan();
       }
-      write = load_word(job.redo + 4 * warpgroup) != 0;
+      write = warpgroup < job.units && load_word(flag_of(jobs, job, warpgroup)) != 0;
     } else {
       write = !any_odd(c, warpgroup);
-      if (leader) write_word(job.redo + 4 * warpgroup, write ? 0 : 1);
+      if (leader) write_word(flag_of(jobs, job, warpgroup), write ? 0 : 1);
     }
     if (write) {
       if constexpr (kEnded) {
-        store_results(c, p, ends, job, opaque(row), lane);
+        store_results(c, p, ends, job, row, lane);
       } else {
         store_state(c, p, state, inside, lane);
       }
