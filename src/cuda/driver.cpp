@@ -30,6 +30,25 @@ std::string describe(CUresult code) {
 Failure::Failure(const char* function, CUresult code)
     : std::runtime_error(std::string(function) + ": " + describe(code)), code_(code) {}
 
+void Driver::launch(CUfunction function, const std::array<unsigned, 3>& grid, unsigned threads,
+                    unsigned shared_bytes, CUstream stream, void** arguments, bool overlaps) const {
+  CUlaunchAttribute attribute{};
+  attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+  attribute.value.programmaticStreamSerializationAllowed = 1;
+  CUlaunchConfig config{};
+  config.gridDimX = grid[0];
+  config.gridDimY = grid[1];
+  config.gridDimZ = grid[2];
+  config.blockDimX = threads;
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = shared_bytes;
+  config.hStream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = overlaps ? 1 : 0;
+  launch_kernel_ex(static_cast<const CUlaunchConfig*>(&config), function, arguments,
+                   static_cast<void**>(nullptr));
+}
+
 bool Failure::fatal() const {
   switch (code_) {
     case CUDA_ERROR_ILLEGAL_ADDRESS:

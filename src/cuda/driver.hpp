@@ -90,7 +90,7 @@ class Entry {
   X(module_unload, cuModuleUnload)                       \
   X(module_get_function, cuModuleGetFunction)            \
   X(func_set_attribute, cuFuncSetAttribute)              \
-  X(launch_kernel, cuLaunchKernel)                       \
+  X(launch_kernel_ex, cuLaunchKernelEx)                  \
   X(tensor_map_encode_tiled, cuTensorMapEncodeTiled)
 
 class Driver {
@@ -101,6 +101,10 @@ class Driver {
   /// Of CUDA, as 1000 * major + 10 * minor.
   int version() const { return version_; }
   int device_count() const { return device_count_; }
+  /// `overlaps`: see KernelSpec; of devices of compute capability 9.0 and later.
+  void launch(CUfunction function, const std::array<unsigned, 3>& grid, unsigned threads,
+              unsigned shared_bytes, CUstream stream, void** arguments,
+              bool overlaps = false) const;
   /// Why the driver can't run kernels; empty if it can.
   const std::string& missing() const { return missing_; }
 

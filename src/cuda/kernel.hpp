@@ -31,6 +31,8 @@ struct KernelSpec {
   bool jobs = false;
   /// At last comes an Ends.
   bool ends = false;
+  /// It awaits what is in front of it itself, and may be launched before that has ended.
+  bool overlaps = false;
 };
 
 /// kernels/wgmma.cu, fold.cuh and pairs.cuh have its twins; those that know no small tiles end

@@ -23,8 +23,8 @@ gpu::Params Launcher::describe(const ChunkBox& box, gpu::Address batches) const 
 
 Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
                            const gpu::Params& params, const Ends& ends) const {
-  Launch launch{
-      device_.modules().get(spec), grid, spec.threads, spec.shared_bytes, {params, {}, 0}};
+  Launch launch{device_.modules().get(spec), grid,          spec.threads,
+                spec.shared_bytes,           spec.overlaps, {params, {}, 0}};
   if (spec.tiles) {
     launch.maps =
         encode_tensor_maps(device_.driver(), layout_.problem, *spec.tiles, block_, params, ends.q);
@@ -61,7 +61,7 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
     if (prepare) launch(*prepare, shapes_.prepare_grid(wave));
     launch(main, grid);
     if (careful) launch(*careful, grid);
-    if (partial) launch(shapes_.fold_partials(wave), shapes_.fold_grid(wave));
+    if (partial) launch(shapes_.fold_partials(wave), shapes_.fold_grid(wave, part.out.at != 0));
   }
   return launches;
 }
@@ -97,9 +97,9 @@ void Launcher::run(CUstream stream, const std::vector<Launch>& launches) const {
     }
     if (launch.jobs) arguments[count++] = const_cast<Jobs*>(&*launch.jobs);
     if (launch.ends) arguments[count] = const_cast<Ends*>(&*launch.ends);
-    device_.driver().launch_kernel(launch.function, launch.grid.x, launch.grid.y, launch.grid.z,
-                                   launch.threads, 1u, 1u, launch.shared_bytes, stream,
-                                   arguments.data(), nullptr);
+    device_.driver().launch(launch.function, {launch.grid.x, launch.grid.y, launch.grid.z},
+                            launch.threads, launch.shared_bytes, stream, arguments.data(),
+                            launch.overlaps);
   }
 }
 

@@ -26,6 +26,7 @@ struct Launch {
   CUfunction function = nullptr;
   Grid grid;
   std::uint32_t threads = 0, shared_bytes = 0;
+  bool overlaps = false;
   Arguments arguments;
   std::optional<TensorMaps> maps = {};
   std::optional<Jobs> jobs = {};

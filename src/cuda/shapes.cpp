@@ -29,7 +29,9 @@ std::string selected_kernel(const Traits& traits) {
 }
 
 Shapes::Shapes(const core::Problem& problem, const Traits& traits)
-    : problem_(problem), multiprocessors_(u32(traits.multiprocessors)) {
+    : problem_(problem),
+      multiprocessors_(u32(traits.multiprocessors)),
+      overlaps_(traits.capability >= 90) {
   const AttentionShape& shape = problem.shape;
   const ShapeQuery query{shape.dtype, shape.head_dim, shape.value_dim};
   const bool few = shape.q_len <= kFewRows;
@@ -139,6 +141,7 @@ KernelSpec Shapes::wgmma(bool careful, bool ended) const {
                    define("ENDED", ended ? 1 : 0)}) {
     kernel.options.push_back(std::move(option));
   }
+  kernel.overlaps = careful;
   kernel.tiles = {.q_rows = 64, .k_rows = s.keys, .v_rows = s.part_keys, .columns = 64};
   kernel.ends = true;
   return kernel;
@@ -228,19 +231,24 @@ Jobs Shapes::jobs_of(const gpu::Wave& wave) const {
   const std::uint32_t groups = u32(wave.num_groups), blocks = device_blocks_;
   Jobs jobs{.groups = groups, .tiles = u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows))};
   if (!wgmma_ || !tiling_.folds || !problem_.rows_alike()) return jobs;
-  // Rows that all take the same time: whole rounds of full tiles, and one of tiles of as few rows
-  // as suffice. A row's bits know nothing of its tile.
-  const std::uint32_t most = wgmma_->warpgroups, units = u32(gpu::ceil_div(wave.num_indices, 64));
-  const std::uint32_t rounds = groups * units / (blocks * most);
-  const std::uint32_t full = std::min(units / most, rounds * blocks / groups);
-  const std::uint32_t rest = units - full * most;
-  for (std::uint32_t few = 1; few < most; ++few) {
-    const std::uint32_t small = u32(gpu::ceil_div(rest, few));
-    if (groups * small > blocks) continue;
-    jobs.tiles = full + small;
+  // Rows that all take the same time, in warpgroups' shares: rounds of full tiles, then some of
+  // tiles of one share less, which take about 3/4 of the time. A row's bits know nothing of its
+  // tile.
+  constexpr double kLessTime = 0.77;
+  const std::uint32_t most = wgmma_->warpgroups, less = most - 1;
+  if (most < 3) return jobs;
+  const std::uint32_t shares = u32(gpu::ceil_div(wave.num_indices, 64));
+  double best = static_cast<double>(gpu::ceil_div(groups * jobs.tiles, blocks));
+  for (std::uint32_t rounds = 1; rounds <= 2; ++rounds) {
+    const std::uint32_t small = std::min(rounds * blocks / groups, shares / less);
+    const std::uint32_t large = u32(gpu::ceil_div(shares - small * less, most));
+    const double time = static_cast<double>(gpu::ceil_div(groups * large, blocks)) +
+                        kLessTime * static_cast<double>(rounds);
+    if (small == 0 || time >= best) continue;
+    best = time;
+    jobs.tiles = small + large;
     jobs.small = small;
-    jobs.units = few;
-    break;
+    jobs.units = less;
   }
   return jobs;
 }
@@ -271,6 +279,7 @@ KernelSpec Shapes::merge() const {
   kernel.options.push_back(define("LANES", merge_.lanes));
   kernel.options.push_back(define("AHEAD", merge_.ahead));
   kernel.ends = true;
+  kernel.overlaps = overlaps_;
   return kernel;
 }
 
@@ -283,14 +292,18 @@ KernelSpec Shapes::fold_partials(const gpu::Wave& wave) const {
   KernelSpec kernel = spec("decode_merge", kDecodeMergeThreads, 0);
   kernel.options.push_back(define("UNIT_LEN", kDecodeMmaUnitLen));
   kernel.ends = true;
-  // A warp takes a split.
-  kernel.threads = u32(std::min<std::int64_t>(kDecodeMergeThreads, kWarp * wave.num_splits));
+  kernel.overlaps = overlaps_;
+  // Eight threads take a split.
+  kernel.threads =
+      u32(std::min<std::int64_t>(kDecodeMergeThreads, gpu::round_up(8 * wave.num_splits, kWarp)));
   return kernel;
 }
 
-Grid Shapes::fold_grid(const gpu::Wave& wave) const {
+Grid Shapes::fold_grid(const gpu::Wave& wave, bool ended) const {
   if (!decode_mma_) return merge_grid(wave);
-  return {u32(wave.num_indices), 1, u32(wave.num_groups)};
+  // Blocks of the same row read its (m, l), which one of them would write.
+  const std::int64_t columns = gpu::padded_dim(problem_.shape.dtype, problem_.shape.value_dim);
+  return {u32(wave.num_indices), ended ? u32(gpu::ceil_div(columns, 32)) : 1, u32(wave.num_groups)};
 }
 
 }  // namespace keyfold::cuda

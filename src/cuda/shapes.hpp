@@ -58,7 +58,7 @@ class Shapes {
   Grid merge_grid(const gpu::Wave& wave) const;
   /// What folds the partial states that main() gives for a wave: decode_mma.cu has its own.
   KernelSpec fold_partials(const gpu::Wave& wave) const;
-  Grid fold_grid(const gpu::Wave& wave) const;
+  Grid fold_grid(const gpu::Wave& wave, bool ended) const;
 
  private:
   static constexpr std::int64_t kFewRows = 8;  // that decode takes; q_len alone decides
@@ -80,6 +80,7 @@ class Shapes {
   std::string name_ = "scalar";
   gpu::Tiling tiling_;
   std::uint32_t multiprocessors_;
+  bool overlaps_;                    ///< launches can
   double rate_ = 8e10;               ///< rough speed of a multiprocessor, flops per second
   std::uint32_t device_blocks_ = 1;  ///< of a kernel with jobs, on the whole device
   std::optional<WgmmaShape> wgmma_;

@@ -76,8 +76,7 @@ void TensorKernels::launch(CUstream stream, const char* entry, std::int64_t bloc
                            const void* params) const {
   const CUfunction function = device_.modules().get(spec_of(entry, problem_.shape.dtype));
   std::array<void*, 1> arguments{const_cast<void*>(params)};  // the driver only reads it
-  device_.driver().launch_kernel(function, u32(blocks), 1u, 1u, kThreads, 1u, 1u, 0u, stream,
-                                 arguments.data(), nullptr);
+  device_.driver().launch(function, {u32(blocks), 1, 1}, kThreads, 0, stream, arguments.data());
 }
 
 void TensorKernels::gather(CUstream stream, const Gather& what) const {

@@ -216,10 +216,9 @@ FAKE cuModuleGetFunction(CUfunction* function, CUmodule, const char*) {
   return state();
 }
 FAKE cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return state(); }
-FAKE cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                    unsigned, CUstream stream, void**, void**) {
+FAKE cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction, void**, void**) {
   const CUresult now = state();
-  count("launch", stream);
+  count("launch", config->hStream);
   if (++launches == setting("KEYFOLD_FAKE_FAULT_AT", 0)) fault = CUDA_ERROR_ILLEGAL_ADDRESS;
   return now;  // what a kernel does wrong shows in what follows
 }

@@ -25,6 +25,13 @@ KEYFOLD_INLINE u32 opaque(u32 x) {
   asm volatile("" : "+r"(x));
   return x;
 }
+// Where a launch may begin before the kernel in front of it has ended (KernelSpec::overlaps): until
+// this one's memory is there.
+KEYFOLD_INLINE void await_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 KEYFOLD_INLINE i32 clamped(i32 x, i32 least, i32 most) { return smaller(larger(x, least), most); }
 
 // Device memory that no kernel of the launch writes.

@@ -1,10 +1,13 @@
-// Folds the partial states that decode_mma.cu leaves into the states in memory. A block has a row
-// (x) of a group (z); its warps take splits in turn. The units of a split are summed at once,
-// splits are folded in ascending order: so that few steps wait for each other.
+// Folds the partial states that decode_mma.cu leaves into the states in memory, or to results. A
+// block has some columns (y, all in turn where there are fewer) of a row (x) of a group (z), and as
+// many splits at a time as it has threads for. The units of a split are summed at once, splits are
+// folded in ascending order: so that few steps wait for each other.
 #include "results.cuh"
 #include "units.cuh"
 
-constexpr u32 kMostWarps = kThreads / 32;
+constexpr u32 kLanes = 8;  // that share a split, four columns each
+constexpr u32 kColumns = 4 * kLanes;
+constexpr u32 kMostSplits = kThreads / kLanes;  // at a time
 
 // Of four columns of a row.
 struct Sum {
@@ -50,17 +53,16 @@ KEYFOLD_INLINE Sum sum_units(const Params& p, u64 part, i32 n, u32 column) {
   return sum;
 }
 
-// Folds n splits into a row, in order. A lane finds the factors of its split, for which it has to
-// know of those before no more than their maximum; what is left to do one by one is multiply and
-// add.
-KEYFOLD_INLINE void fold(float2& ml, float4& o, const Sum (&sums)[kMostWarps][32], i32 n,
-                         u32 lane) {
+// Folds n splits, 32 at most, into a row, in order. A lane finds the factors of its split, for
+// which it has to know of those before no more than their maximum; what is left to do one by one is
+// multiply and add.
+KEYFOLD_INLINE void fold(float2& ml, float4& o, const Sum (*sums)[kLanes], i32 n, u32 lane) {
   const bool mine = i32(lane) < n;
   const float2 part = sums[mine ? lane : 0][0].ml;
   const bool empty = !mine || part.y == 0.0f;
   float most = larger_or_nan(empty ? hidden() : part.x, ml.x);
 #pragma unroll
-  for (u32 i = 1; i < kMostWarps; i *= 2) {
+  for (u32 i = 1; i < 32; i *= 2) {
     const float before = __shfl_up_sync(~0u, most, i);
     if (lane >= i) most = larger_or_nan(most, before);
   }
@@ -72,7 +74,7 @@ KEYFOLD_INLINE void fold(float2& ml, float4& o, const Sum (&sums)[kMostWarps][32
   for (i32 i = 0; i < n; ++i) {
     const Factors f{__shfl_sync(~0u, nothing ? 1.0f : keep, i),
                     __shfl_sync(~0u, nothing ? 0.0f : add, i)};
-    const Sum later = sums[i][lane];
+    const Sum later = sums[i][lane % kLanes];
     ml.y = merge_values(ml.y, later.ml.y, f);
     o = {merge_values(o.x, later.o.x, f), merge_values(o.y, later.o.y, f),
          merge_values(o.z, later.o.z, f), merge_values(o.w, later.o.w, f)};
@@ -82,40 +84,45 @@ KEYFOLD_INLINE void fold(float2& ml, float4& o, const Sum (&sums)[kMostWarps][32
 
 extern "C" __global__ void __launch_bounds__(kThreads)
     decode_merge(const __grid_constant__ Params p, const __grid_constant__ Ends ends) {
-  __shared__ Sum sums[kMostWarps][32];
-  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const i32 warps = i32(blockDim.x / 32);
+  __shared__ Sum sums[kMostSplits][kLanes];
+  const u32 lane = threadIdx.x % 32, column4 = 4 * (threadIdx.x % kLanes);
+  const i32 mine = i32(threadIdx.x / kLanes), at_once = i32(blockDim.x / kLanes);
   const u32 group = p.group + blockIdx.z, index = p.index_begin + blockIdx.x;
   const Range units = units_of(p, load_batch(p, group / p.kv_heads));
   const bool ended = ends.out.at != 0;
   if (units.begin == units.end && !ends.begins && !ended) return;
   const i32 split_end = (units.end + kUnits - 1) / kUnits;
   const u64 at = state_index(p, group, index);
+  await_previous();
   float2 before{hidden(), 0.0f};
   if (!ends.begins) before = read_float2(p.ml + 8 * at);
 #pragma unroll 1
-  for (u32 first = 0; first < kValueDim; first += 128) {
-    const u32 column = smaller(first + 4 * lane, kValueDim - 4);
+  for (u32 first = kColumns * blockIdx.y; first < kValueDim; first += kColumns * gridDim.y) {
+    const u32 column = smaller(first + column4, kValueDim - 4);
     const u64 place = p.o + 4 * (at * kValueDim + column);
     float2 ml = before;
     float4 o{0.0f, 0.0f, 0.0f, 0.0f};
     if (!ends.begins) o = read_float4(place);
 #pragma unroll 1
-    for (i32 begin = units.begin / kUnits; begin < split_end; begin += warps) {
-      const i32 split = begin + i32(warp);
+    for (i32 begin = units.begin / kUnits; begin < split_end; begin += at_once) {
+      const i32 split = begin + mine;
       if (split < split_end) {
         const i32 unit = larger(units.begin, split * kUnits);
-        sums[warp][lane] = sum_units(p, unit_index(p, group, unit, index),
-                                     smaller(units.end, (split + 1) * kUnits) - unit, column);
+        sums[mine][column4 / 4] =
+            sum_units(p, unit_index(p, group, unit, index),
+                      smaller(units.end, (split + 1) * kUnits) - unit, column);
       }
       __syncthreads();
-      if (warp == 0) fold(ml, o, sums, smaller(warps, split_end - begin), lane);
+      const i32 n = smaller(at_once, split_end - begin);
+      for (i32 i = 0; threadIdx.x < 32 && i < n; i += 32) {
+        fold(ml, o, sums + i, smaller(32, n - i), lane);
+      }
       __syncthreads();
     }
-    if (warp != 0) continue;
-    const bool last = lane == 0 && first + 128 >= kValueDim;
+    if (threadIdx.x >= kLanes) continue;
+    const bool last = lane == 0 && first + kColumns >= kValueDim;
     if (!ended) {
-      if (first + 4 * lane < kValueDim) write(place, o);
+      if (first + column4 < kValueDim) write(place, o);
       if (last) write(p.ml + 8 * at, ml);
       continue;
     }
@@ -126,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     const float values[4] = {o.x, o.y, o.z, o.w};
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) {
-      const u32 d = first + 4 * lane + e;
+      const u32 d = first + column4 + e;
       if (d < ends.value_dim) {
         write_element(out + d * ends.out.column, result_of(end, values[e]), ends.out_type);
       }

@@ -31,6 +31,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const u64 at = state_index(params, group, index);
   const u32 batch = group / params.kv_heads, kv_head = group % params.kv_heads;
   const u32 head = index % params.heads, query = index / params.heads;
+  await_previous();
   float2 state{hidden(), 0.0f};
   if (inside && !ends.begins) state = read_float2(params.ml + 8 * at);
   // Of the row's partial states: the first, and the way from one to the next.

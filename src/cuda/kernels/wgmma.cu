@@ -500,6 +500,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const u32 base = shared_address(shared);
   const Barriers bars = barriers_at(base + kBarriersAt);
   Job* const records = reinterpret_cast<Job*>(shared + kRecordsAt);
+  if (kCareful) await_previous();
   if (threadIdx.x == 0) {
     barrier_init(bars.q_full, 1);
     barrier_init(bars.q_empty, kWarpgroups);
