@@ -9,6 +9,8 @@
 #include <optional>
 #include <string>
 
+#include "torch_tensor.hpp"
+
 namespace keyfold::python {
 namespace {
 
@@ -130,7 +132,8 @@ Array Array::checked(nb::ndarray<nb::ro> held, bool bfloat16_bits, const char* n
 }
 
 Array Array::to_read(nb::handle object, const char* name, Stream stream) {
-  nb::ndarray<nb::ro> held;
+  nb::ndarray<nb::ro> held = from_torch(object, stream);
+  if (held.is_valid()) return checked(std::move(held), false, name, stream);
   const nb::object capsule = capsule_for(object, stream);
   if (nb::try_cast(capsule.is_valid() ? capsule : nb::borrow(object), held)) {
     return checked(std::move(held), false, name, stream);
@@ -143,6 +146,9 @@ Array Array::to_read(nb::handle object, const char* name, Stream stream) {
 }
 
 Array Array::to_write(nb::handle object, const char* name, Stream stream) {
+  if (nb::ndarray<nb::ro> tensor = from_torch(object, stream); tensor.is_valid()) {
+    return checked(std::move(tensor), false, name, stream);
+  }
   nb::ndarray<> held;
   const nb::object capsule = capsule_for(object, stream);
   if (nb::try_cast(capsule.is_valid() ? capsule : nb::borrow(object), held)) {
@@ -163,9 +169,11 @@ Device Array::device() const {
 
 std::pair<nb::ndarray<nb::ro>, const std::int32_t*> device_lengths(nb::handle object,
                                                                    std::uintptr_t stream) {
-  nb::ndarray<nb::ro> held;
-  const nb::object capsule = capsule_for(object, stream);
-  if (!capsule.is_valid() || !nb::try_cast(capsule, held)) refuse(object, "kv_lens");
+  nb::ndarray<nb::ro> held = from_torch(object, stream);
+  if (!held.is_valid()) {
+    const nb::object capsule = capsule_for(object, stream);
+    if (!capsule.is_valid() || !nb::try_cast(capsule, held)) refuse(object, "kv_lens");
+  }
   const nb::dlpack::dtype dtype = held.dtype();
   if (dtype.code != static_cast<int>(Code::Int) || dtype.bits != 32 || held.ndim() != 1 ||
       (held.shape_ptr()[0] > 1 && held.stride(0) != 1)) {

@@ -58,5 +58,8 @@ def _current_stream(array: Any) -> int:
         return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
+        raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a tenth of the time
+        if raw is not None:
+            return int(raw(array.get_device()))
         return int(torch.cuda.current_stream(array.device).cuda_stream)
     return 0
