@@ -150,13 +150,12 @@ std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int
   };
   const std::uint32_t head_pitch = pitch(up(head, 16)), value_pitch = pitch(width * s.column_team);
   const std::uint32_t slot = up(s.step * std::max(head_pitch, value_pitch), 128);
-  const bool shared_query = up(head, 16) / 4 + width / 2 > 160;
   const bool paired = head != value && (head % 16 != 0 || width * s.column_team != value);
   // Registers suffice for eight warps.
   for (s.resident = 8 / s.warps(); s.resident > 0; --s.resident) {
     for (s.exchanged = 32; s.exchanged >= 16; s.exchanged /= 2) {
       const std::uint32_t pass = std::min(width / 8, std::max(1u, s.exchanged / s.warps()));
-      const std::uint32_t fixed = (shared_query ? up(s.rows() * head_pitch, 128) : 0) +
+      const std::uint32_t fixed = 2 * up(s.rows() * head_pitch, 128) +
                                   s.warps() * 8 * (8 * pass + 8) * 4 + s.streams * s.rows() * 8 +
                                   s.rows() * 4;
       const std::uint32_t room = (max_shared_bytes + kOfBlock) / s.resident - kOfBlock;

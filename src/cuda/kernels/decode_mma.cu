@@ -57,7 +57,9 @@ constexpr i32 kPassPitch = 8 * kPass + 8;  // floats
 
 // Shared memory.
 constexpr u32 kQueryAt = kStreams * kSlots * kSlotBytes;
-constexpr u32 kBufferAt = kQueryAt + (kQueryShared ? round_up(kRows * HeadTile::kPitch, 128) : 0);
+constexpr u32 kQueryBytes =
+    round_up(kRows * HeadTile::kPitch, 128);  // of the tile now; of the next
+constexpr u32 kBufferAt = kQueryAt + 2 * kQueryBytes;
 constexpr u32 kStatesAt = kBufferAt + kWarps * 8 * kPassPitch * 4;  // float2 [kStreams][kRows]
 constexpr u32 kSumsAt = kStatesAt + kStreams * kRows * 8;           // l [kRows]
 static_assert(kSumsAt + kRows * 4 == KEYFOLD_SHARED, "as in kernel_shape.hpp");
@@ -119,6 +121,16 @@ KEYFOLD_INLINE void advance(const Params& p, Cursor& c, u32 stream) {
     }
   }
   enter(p, c, stream);
+}
+
+// Where this block comes to other queries; false where it never does.
+KEYFOLD_INLINE bool next_turn(const Params& p, Cursor& c, u32 stream) {
+  const u32 here = num_tiles(p) > 1 ? 1 : u32(c.units.end - c.unit);
+  if (c.left <= here) return false;
+  c.left -= here - 1;
+  c.unit += i32(here) - 1;
+  advance(p, c, stream);
+  return true;
 }
 
 // Units of a batch entry.
@@ -449,14 +461,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
   const auto seek = [&] {
     while (ahead.left != 0 && ahead.step == ahead.end) advance(p, ahead, stream);
   };
+  u32 since = 0;  // commits since queries were asked for
+  const auto commit = [&] {
+    copies_commit();
+    ++since;
+    __syncwarp();  // where some lanes had nothing to copy
+  };
   const auto fill_keys = [&] {
     if (ahead.left != 0) {
       copy_rows<HeadTile, kHeadDim>(fill, p.k + ahead.batch * p.k_batch + ahead.head * p.k_head,
                                     p.k_key, key_of(p, ahead, stream, ahead.step), ahead.seen.limit,
                                     team_lane);
     }
-    copies_commit();
-    __syncwarp();  // where some lanes had nothing to copy
+    commit();
     next(fill);
   };
   const auto fill_values = [&] {
@@ -467,8 +484,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
       ++ahead.step;
       seek();
     }
-    copies_commit();
-    __syncwarp();
+    commit();
     next(fill);
   };
   const auto begin_copies = [&] {
@@ -481,15 +497,36 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
     }
     if (kSlots % 2 == 0) fill_keys();
   };
+  // Queries come through the same copies, a tile ahead: an answer from memory that is waited for
+  // takes as long as all that is under way.
+  const auto fill_queries = [&](const Cursor& of, u32 turn) {
+    const u32 first = tile_first(p, of.tile), last = tile_last(p, of.tile);
+    for (u32 i = threadIdx.x; i < kRows * kHeadWords; i += kThreads) {
+      const u32 row = i / kHeadWords, word = i % kHeadWords;
+      const u32 index = smaller(first + row, last);
+      const u64 from =
+          ends.q.at == 0 ? p.q + 2 * kHeadDim * state_index(p, of.group, index)
+                         : address_of(ends.q, of.batch, of.head, index % p.heads, index / p.heads);
+      copy_16(base + kQueryAt + turn % 2 * kQueryBytes + HeadTile::at(row, word), from + 16 * word,
+              true);
+    }
+    since = 0;
+  };
+  fill_queries(c, 0);
   begin_copies();
 
   const u32 near = lane % 16, far = lane / 16 * 8 + lane % 8;
   const MatrixRows<HeadTile> query_rows(near, lane / 16), key_rows(far, lane / 8 % 2);
   const MatrixRows<ValueTile> value_rows(near, lane / 16);
   u32 q[kQueryShared ? 1 : kHeadWidth / 16][4];
+  u32 turn = 0;  // tiles of queries up to this
+  const auto shared_query = [&](i32 i, u32(&a)[4]) {
+    const u32 rows = turn % 2 * kQueryBytes + 16 * row_member * HeadTile::kPitch;
+    load_matrices(a, query_rows.at(base + kQueryAt + rows, i, 0));
+  };
   const auto query = [&](i32 i, u32(&a)[4]) {
     if (kQueryShared) {
-      load_matrices(a, query_rows.at(base + kQueryAt + 16 * row_member * HeadTile::kPitch, i, 0));
+      shared_query(i, a);
     } else {
       for (u32 e = 0; e < 4; ++e) a[e] = q[kQueryShared ? 0 : i][e];
     }
@@ -510,32 +547,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
     }
     fold.full = {visible(c.seen, last / p.heads).begin, visible(c.seen, first / p.heads).end};
     if (group != c.group || tile != c.tile) {
+      if (group != ~0u) ++turn;
       group = c.group;
       tile = c.tile;
-      const auto query_at = [&](u32 index) {
-        if (ends.q.at == 0) return p.q + 2 * kHeadDim * state_index(p, group, index);
-        return address_of(ends.q, c.batch, c.head, index % p.heads, index / p.heads);
-      };
-      if (kQueryShared) {
-        for (u32 i = threadIdx.x; i < kRows * kHeadWords; i += kThreads) {
-          const u32 row = i / kHeadWords, word = i % kHeadWords;
-          *reinterpret_cast<uint4*>(shared + kQueryAt + HeadTile::at(row, word)) =
-              load_words(query_at(smaller(first + row, last)) + 16 * word);
-        }
-        __syncthreads();
+      if (since >= kSlots - 1) {
+        copies_wait<kSlots - 2>();
       } else {
-        const u64 from[2] = {query_at(index_of(0)), query_at(index_of(1))};
-#pragma unroll
-        for (i32 i = 0; i < kHeadWidth / 16; ++i) {
-#pragma unroll
-          for (u32 e = 0; e < 4; ++e) {
-            const u32 column = 16 * i + e / 2 * 8;
-            q[kQueryShared ? 0 : i][e] = 0;
-            if (column >= kHeadDim) continue;
-            q[kQueryShared ? 0 : i][e] = load_word(from[e % 2] + 2 * (column + 2 * (lane % 4)));
-          }
-        }
+        copies_wait<0>();
       }
+      __syncthreads();
+      if (!kQueryShared) {
+#pragma unroll
+        for (i32 i = 0; i < kHeadWidth / 16; ++i) shared_query(i, q[kQueryShared ? 0 : i]);
+      }
+      Cursor coming = c;
+      if (next_turn(p, coming, stream)) fill_queries(coming, turn + 1);
     }
 
 #pragma unroll 1
