@@ -42,7 +42,7 @@ bool in_place(const TensorView& tensor) {
 
 std::int64_t DeviceRun::scratch_bytes(const gpu::Layout& layout, std::int64_t groups,
                                       std::int64_t rows) {
-  return Parts(layout, groups, rows).end + layout.window(groups, rows);
+  return Parts(layout, groups, rows).end + layout.gathered(groups, rows);
 }
 
 template <class Body>
@@ -109,13 +109,21 @@ DeviceRun::~DeviceRun() {
 
 std::vector<ChunkBox> DeviceRun::boxes_of(const ChunkBox& box, bool in_place) const {
   if (in_place) return {box};
-  // As many keys as the window holds, again and again: what reads one is queued before the next.
-  const std::int64_t most = layout_.max_keys(groups(), rows());
+  // As many groups and keys as the window holds, again and again: what reads one is queued before
+  // the next.
+  const std::int64_t bytes = layout_.gathered(groups(), rows()), split = layout_.split_len();
+  const std::int64_t most_groups =
+      std::min(box.group_end - box.group_begin, bytes / (layout_.key_bytes(1) * split));
+  const std::int64_t most_keys = bytes / layout_.key_bytes(most_groups) / split * split;
   std::vector<ChunkBox> boxes;
-  for (std::int64_t key = box.key_begin; key < box.key_end; key += most) {
-    boxes.push_back(box);
-    boxes.back().key_begin = key;
-    boxes.back().key_end = std::min(box.key_end, key + most);
+  for (std::int64_t group = box.group_begin; group < box.group_end; group += most_groups) {
+    for (std::int64_t key = box.key_begin; key < box.key_end; key += most_keys) {
+      boxes.push_back(box);
+      boxes.back().group_begin = group;
+      boxes.back().group_end = std::min(box.group_end, group + most_groups);
+      boxes.back().key_begin = key;
+      boxes.back().key_end = std::min(box.key_end, key + most_keys);
+    }
   }
   return boxes;
 }
@@ -168,7 +176,7 @@ void DeviceRun::submit(const core::Chunk& chunk, const core::KeySource& source) 
   guarded([&] {
     const bool there = in_place(source.k) && in_place(source.v);
     if (!there && window_.address() == 0) {
-      window_ = {*device_, stream_->get(), layout_.window(groups(), rows())};
+      window_ = {*device_, stream_->get(), layout_.gathered(groups(), rows())};
     }
     const Ends ends = ends_of(chunk, there);
     std::vector<Piece> pieces;

@@ -52,7 +52,7 @@ struct Layout {
   std::int64_t partial_rows(std::int64_t rows) const {
     if (tiling.folds) return 0;
     const std::int64_t indices = rows * problem.group_size();
-    const std::int64_t tiles = tiling.decode ? kDecodeTiles : kBusyTiles;
+    const std::int64_t tiles = tiling.decode ? kDecodeTiles * tiling.units : kBusyTiles;
     return std::max(tiling.units * indices, std::min(tiles * std::min(indices, tiling.tile_rows),
                                                      kMaxPartials / (padded_value_dim() * 4)));
   }
@@ -85,6 +85,12 @@ struct Layout {
     const std::int64_t likely = 2 * o(states(groups, rows));
     const std::int64_t least = tiling.decode ? 4 * kMinWindow : kMinWindow;
     return std::max(key_bytes(groups) * split_len(), std::clamp(likely, least, kMaxWindow));
+  }
+  /// Where keys that are on the device, but not as kernels read them, are gathered: of some groups
+  /// at a time.
+  std::int64_t gathered(std::int64_t groups, std::int64_t rows) const {
+    const std::int64_t least = key_bytes(1) * split_len();
+    return std::clamp(window(groups, rows), least, std::max(least, kMaxWindow));
   }
   /// The state: o, then ml.
   std::int64_t state(std::int64_t states) const { return o(states) + ml(states); }

@@ -72,8 +72,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         float later[kAhead];
 #pragma unroll
         for (u32 i = 0; i < kAhead; ++i) {
-          const u64 split = first + smaller(begin + i, count - 1);
-          later[i] = load_float(part_o + 4 * (kValueDim * step * split + column));
+          // What has no part in the sum may never have been written.
+          const bool there = s_factors[row][begin + i].add != 0.0f;
+          const u64 split = first + begin + i;
+          later[i] = there ? load_float(part_o + 4 * (kValueDim * step * split + column)) : 0.0f;
         }
 #pragma unroll
         for (u32 i = 0; i < kAhead; ++i) o = merge_values(o, later[i], s_factors[row][begin + i]);

@@ -535,6 +535,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     const Job& job = records[i % 2];
     // Jobs of fewer rows come last. A careful kernel's warpgroups need each other.
     if (kCareful ? job.units == 0 : warpgroup >= job.units) break;
+    // All are done with the job before, which is overwritten once this one's q is let go.
+    named_sync(4 + warpgroup, 128);
     const bool blind = job.begin == job.end;
     u64 state[2];
     bool inside[2];
