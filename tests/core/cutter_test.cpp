@@ -97,12 +97,40 @@ TEST(ChunkCutter, CoversEveryVisiblePairOnceInAscendingOrder) {
       ASSERT_LE(box.key_end - box.key_begin, rule.max_keys);
       pairs += p.visible_pairs(box);
       ++chunks;
+      if (!chunk->sole) continue;
+      ASSERT_EQ(chunks, 1);
+      ASSERT_FALSE(cutter.next(max_flops));
+      ASSERT_EQ(box.row_end - box.row_begin, block.row_end - block.row_begin);
+      ASSERT_EQ(box.group_end - box.group_begin, block.group_end - block.group_begin);
     }
     EXPECT_TRUE(fold.complete());
     EXPECT_EQ(pairs, p.visible_pairs({block.group_begin, block.group_end, block.row_begin,
                                       block.row_end, 0, p.shape.kv_len}));
     EXPECT_TRUE(!rule.whole || chunks <= 1 || rule.max_keys < p.shape.kv_len);
   }
+}
+
+TEST(ChunkCutter, SoleIsWhatHoldsAllOfACall) {
+  const AttentionShape shape{.num_heads = 2, .num_kv_heads = 2, .q_len = 5, .kv_len = 100};
+  const Block all{0, 2, 0, 5};
+  const CutRule rule{.split_len = 16};
+  const auto first_of = [&](const Problem& p, KeyRange keys, double flops) {
+    return ChunkCutter(p, all, keys, rule).next(flops);
+  };
+  const Problem p = make_problem(shape, nullptr, {});
+  EXPECT_TRUE(first_of(p, {0, 100}, 1e12)->sole);
+  EXPECT_FALSE(first_of(p, {0, 100}, 1e3)->sole);
+  EXPECT_FALSE(first_of(p, {0, 96}, 1e12)->sole);    // more may follow
+  EXPECT_FALSE(first_of(p, {16, 100}, 1e12)->sole);  // something came before
+  AttentionShape stream = shape;
+  stream.kv_len = kUnknownLength;
+  AttentionOptions options;
+  options.q_offset = 0;
+  EXPECT_FALSE(first_of(make_problem(stream, nullptr, options), {0, 100}, 1e12)->sole);
+  // Rows that see no key are in no chunk.
+  options.causal = true;
+  options.q_offset = -2;
+  EXPECT_FALSE(first_of(make_problem(shape, nullptr, options), {0, 100}, 1e12)->sole);
 }
 
 TEST(ChunkCutter, AChunkHoldsNoMoreWorkThanAllowed) {

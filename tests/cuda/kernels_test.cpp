@@ -162,6 +162,34 @@ INSTANTIATE_TEST_SUITE_P(For, Kernels,
                                   std::to_string(static_cast<int>(std::get<1>(kernel.param)));
                          });
 
+TEST(Shapes, JobsCoverAllRowsOnce) {
+  for (const std::int64_t dim : {64, 128, 256}) {
+    core::Problem problem = problem_of(DType::kBFloat16, {dim, dim}, {.q_len = 4000});
+    Traits traits;
+    traits.capability = 90;
+    traits.multiprocessors = 132;
+    const Shapes shapes(problem, traits);
+    const gpu::Tiling tiling = shapes.tiling();
+    const std::int64_t most = tiling.tile_rows / 64;
+    bool smaller = false;
+    for (std::int64_t groups = 1; groups < 300; groups += 1 + groups / 3) {
+      for (std::int64_t indices = 1; indices < 200000; indices += 1 + indices / 2) {
+        const Jobs jobs = shapes.jobs_of({.num_groups = groups, .num_indices = indices});
+        const std::int64_t rest = jobs.tiles - jobs.small;
+        const std::int64_t rows = 64 * (std::int64_t{jobs.small} * jobs.units + rest * most);
+        ASSERT_GE(rows, indices) << groups << " groups of " << indices;
+        // The last tile has rows.
+        ASSERT_LT(rows - 64 * (rest > 0 ? most : jobs.units), indices) << groups << ' ' << indices;
+        problem.shape.num_kv_heads = problem.shape.num_heads = groups;
+        const gpu::Layout layout{problem, tiling, false};
+        ASSERT_LE(4 * groups * jobs.tiles * most, layout.flags(groups, indices));
+        smaller = smaller || jobs.small > 0;
+      }
+    }
+    EXPECT_EQ(smaller, most == 3);
+  }
+}
+
 TEST(Kernels, AMistakeIsAnErrorWithTheLog) {
   KEYFOLD_NEEDS_NVRTC();
   try {
