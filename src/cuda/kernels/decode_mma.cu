@@ -461,7 +461,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
   const auto seek = [&] {
     while (ahead.left != 0 && ahead.step == ahead.end) advance(p, ahead, stream);
   };
-  u32 since = 0;  // commits since queries were asked for
+  // Commits since queries were asked for; and on top, which half of their memory holds those of
+  // now.
+  constexpr u32 kHalf = u32(1) << 31;
+  u32 since = 0;
   const auto commit = [&] {
     copies_commit();
     ++since;
@@ -499,7 +502,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
   };
   // Queries come through the same copies, a tile ahead: an answer from memory that is waited for
   // takes as long as all that is under way.
-  const auto fill_queries = [&](const Cursor& of, u32 turn) {
+  const auto fill_queries = [&](const Cursor& of, u32 half) {
     const u32 first = tile_first(p, of.tile), last = tile_last(p, of.tile);
     for (u32 i = threadIdx.x; i < kRows * kHeadWords; i += kThreads) {
       const u32 row = i / kHeadWords, word = i % kHeadWords;
@@ -507,10 +510,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
       const u64 from =
           ends.q.at == 0 ? p.q + 2 * kHeadDim * state_index(p, of.group, index)
                          : address_of(ends.q, of.batch, of.head, index % p.heads, index / p.heads);
-      copy_16(base + kQueryAt + turn % 2 * kQueryBytes + HeadTile::at(row, word), from + 16 * word,
+      copy_16(base + kQueryAt + half * kQueryBytes + HeadTile::at(row, word), from + 16 * word,
               true);
     }
-    since = 0;
+    since &= kHalf;
   };
   fill_queries(c, 0);
   begin_copies();
@@ -519,9 +522,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
   const MatrixRows<HeadTile> query_rows(near, lane / 16), key_rows(far, lane / 8 % 2);
   const MatrixRows<ValueTile> value_rows(near, lane / 16);
   u32 q[kQueryShared ? 1 : kHeadWidth / 16][4];
-  u32 turn = 0;  // tiles of queries up to this
   const auto shared_query = [&](i32 i, u32(&a)[4]) {
-    const u32 rows = turn % 2 * kQueryBytes + 16 * row_member * HeadTile::kPitch;
+    const u32 rows = since / kHalf * kQueryBytes + 16 * row_member * HeadTile::kPitch;
     load_matrices(a, query_rows.at(base + kQueryAt + rows, i, 0));
   };
   const auto query = [&](i32 i, u32(&a)[4]) {
@@ -547,10 +549,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
     }
     fold.full = {visible(c.seen, last / p.heads).begin, visible(c.seen, first / p.heads).end};
     if (group != c.group || tile != c.tile) {
-      if (group != ~0u) ++turn;
+      if (group != ~0u) since ^= kHalf;
       group = c.group;
       tile = c.tile;
-      if (since >= kSlots - 1) {
+      if ((since & ~kHalf) >= kSlots - 1) {
         copies_wait<kSlots - 2>();
       } else {
         copies_wait<0>();
@@ -561,7 +563,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
         for (i32 i = 0; i < kHeadWidth / 16; ++i) shared_query(i, q[kQueryShared ? 0 : i]);
       }
       Cursor coming = c;
-      if (next_turn(p, coming, stream)) fill_queries(coming, turn + 1);
+      if (next_turn(p, coming, stream)) fill_queries(coming, 1 - since / kHalf);
     }
 
 #pragma unroll 1
