@@ -36,7 +36,8 @@ Session::Session(Problem problem, const RunOptions& options, const std::string& 
       settings_(settings_at(options, home)),
       backend_(select_backend(settings_, problem_)),
       kernel_(backend_->kernel(problem_)),
-      pacer_(settings_.budget_seconds, kernel_.first_dispatch_flops, kernel_.least_flops_per_second) {
+      pacer_(settings_.budget_seconds, kernel_.first_dispatch_flops,
+             kernel_.least_flops_per_second) {
   const AttentionShape& s = problem_.shape;
   if (s.kv_len != kUnknownLength) {
     total_flops_ = problem_.flops_per_pair() *

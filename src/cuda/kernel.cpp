@@ -25,6 +25,7 @@
 #include "units.cuh.hpp"
 #include "wgmma.cu.hpp"
 #include "wgmma3.cu.hpp"
+#include "wgmma_jobs.cuh.hpp"
 
 namespace keyfold::cuda {
 
@@ -51,7 +52,7 @@ const std::vector<SourceFile>& kernel_headers() {
       {"mma.cuh", kernels::mma_cuh},       {"pairs.cuh", kernels::pairs_cuh},
       {"params.cuh", kernels::params_cuh}, {"results.cuh", kernels::results_cuh},
       {"scores.cuh", kernels::scores_cuh}, {"types.cuh", kernels::types_cuh},
-      {"units.cuh", kernels::units_cuh}};
+      {"units.cuh", kernels::units_cuh},   {"wgmma_jobs.cuh", kernels::wgmma_jobs_cuh}};
   return all;
 }
 

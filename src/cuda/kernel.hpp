@@ -35,7 +35,7 @@ struct KernelSpec {
   bool overlaps = false;
 };
 
-/// kernels/wgmma.cu, fold.cuh and pairs.cuh have its twins; those that know no small tiles end
+/// kernels/wgmma_jobs.cuh, fold.cuh and pairs.cuh have its twins; those that know no small tiles end
 /// before.
 struct Jobs {
   std::uint64_t memory = 0;  ///< address of the flags, or of the prepared keys

@@ -8,7 +8,7 @@
 
 namespace keyfold::cuda {
 
-static_assert(sizeof(Launch::Arguments) == sizeof(gpu::Params) + 4 * 4);
+static_assert(sizeof(Launch::Arguments) == sizeof(gpu::Params) + sizeof(gpu::Batch) + 4);
 
 gpu::Params Launcher::describe(const ChunkBox& box, gpu::Address batches) const {
   gpu::Params p = gpu::describe(layout_, block_, box);

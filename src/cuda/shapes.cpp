@@ -238,12 +238,14 @@ Jobs Shapes::jobs_of(const gpu::Wave& wave) const {
   const std::uint32_t most = wgmma_->warpgroups, less = most - 1;
   if (most < 3) return jobs;
   const std::uint32_t shares = u32(gpu::ceil_div(wave.num_indices, 64));
-  double best = static_cast<double>(gpu::ceil_div(groups * jobs.tiles, blocks));
+  const auto rounds_of = [&](std::int64_t tiles) {
+    return static_cast<double>(gpu::ceil_div(groups * tiles, blocks));
+  };
+  double best = rounds_of(jobs.tiles);
   for (std::uint32_t rounds = 1; rounds <= 2; ++rounds) {
     const std::uint32_t small = std::min(rounds * blocks / groups, shares / less);
     const std::uint32_t large = u32(gpu::ceil_div(shares - small * less, most));
-    const double time = static_cast<double>(gpu::ceil_div(groups * large, blocks)) +
-                        kLessTime * static_cast<double>(rounds);
+    const double time = rounds_of(large) + kLessTime * static_cast<double>(rounds);
     if (small == 0 || time >= best) continue;
     best = time;
     jobs.tiles = small + large;

@@ -40,7 +40,6 @@ KEYFOLD_INLINE void barrier_wait(u32 barrier, u32 parity) {
       "r"(parity)
       : "memory");
 }
-// Of `threads` threads, by a number from 1 to 15.
 
 KEYFOLD_INLINE void prefetch_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
