@@ -35,8 +35,8 @@ struct KernelSpec {
   bool overlaps = false;
 };
 
-/// kernels/wgmma_jobs.cuh, fold.cuh and pairs.cuh have its twins; those that know no small tiles end
-/// before.
+/// kernels/wgmma_jobs.cuh, fold.cuh and pairs.cuh have its twins; those that know no small tiles
+/// end before.
 struct Jobs {
   std::uint64_t memory = 0;  ///< address of the flags, or of the prepared keys
   std::uint32_t groups = 0, tiles = 0;
