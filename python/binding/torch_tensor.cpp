@@ -22,16 +22,16 @@ struct Torch {
 
 Torch* look_up() {
   const nb::object torch = nb::module_::import_("torch");
-  const auto type = [&](const char* name, nb::dlpack::dtype_code code, std::uint8_t bits) {
+  using Of = nb::dlpack::dtype_code;
+  const auto type = [&](const char* name, Of code, std::uint8_t bits) {
     return Torch::Type{torch.attr(name), {static_cast<std::uint8_t>(code), bits, 1}};
   };
-  using Code = nb::dlpack::dtype_code;
-  return new Torch{torch.attr("Tensor"),
-                   torch.attr("strided"),
-                   nb::getattr(torch.attr("_C"), "_cuda_getCurrentRawStream", nb::none()),
-                   {type("float32", Code::Float, 32), type("float16", Code::Float, 16),
-                    type("bfloat16", Code::Bfloat, 16), type("bool", Code::Bool, 8),
-                    type("int32", Code::Int, 32)}};
+  return new Torch{
+      torch.attr("Tensor"),
+      torch.attr("strided"),
+      nb::getattr(torch.attr("_C"), "_cuda_getCurrentRawStream", nb::none()),
+      {type("float32", Of::Float, 32), type("float16", Of::Float, 16),
+       type("bfloat16", Of::Bfloat, 16), type("bool", Of::Bool, 8), type("int32", Of::Int, 32)}};
 }
 
 /// Null where `object` is no tensor of PyTorch's own class, as parameters and subclasses are not.
