@@ -60,7 +60,12 @@ KEYFOLD_INLINE float4 load_float4(u64 address) {
       : "l"(address));
   return x;
 }
-// Device memory that this thread may have written.
+// Device memory that this thread may have written, or the kernel in front of this one.
+KEYFOLD_INLINE u32 read_word(u64 address) {
+  u32 w;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(w) : "l"(address) : "memory");
+  return w;
+}
 KEYFOLD_INLINE float2 read_float2(u64 address) {
   float2 x;
   asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(address) : "memory");
@@ -84,9 +89,6 @@ KEYFOLD_INLINE void write(u64 address, float x) {
 }
 KEYFOLD_INLINE void write(u64 address, float2 x) {
   asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(address), "f"(x.x), "f"(x.y) : "memory");
-}
-KEYFOLD_INLINE void write(u64 address, uint2 x) {
-  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(address), "r"(x.x), "r"(x.y) : "memory");
 }
 KEYFOLD_INLINE void write(u64 address, float4 x) {
   asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x.x), "f"(x.y),

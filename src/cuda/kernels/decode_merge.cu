@@ -26,7 +26,7 @@ KEYFOLD_INLINE Sum sum_units(const Params& p, u64 part, i32 n, u32 column) {
 #pragma unroll
   for (i32 i = 0; i < kUnits; ++i) {
     ml[i] = {hidden(), -1.0f};
-    if (i < n) ml[i] = load_float2(p.partial_ml + 8 * (part + i * step));
+    if (i < n) ml[i] = read_float2(p.partial_ml + 8 * (part + i * step));
   }
 #pragma unroll
   for (i32 i = 0; i < kUnits; ++i) sum.ml.x = larger_or_nan(sum.ml.x, ml[i].x);
@@ -38,7 +38,7 @@ KEYFOLD_INLINE Sum sum_units(const Params& p, u64 part, i32 n, u32 column) {
       const i32 unit = begin + i;
       o[i] = {0.0f, 0.0f, 0.0f, 0.0f};
       if (unit < n)
-        o[i] = load_float4(p.partial_o + 4 * ((part + unit * step) * kValueDim + column));
+        o[i] = read_float4(p.partial_o + 4 * ((part + unit * step) * kValueDim + column));
     }
 #pragma unroll
     for (i32 i = 0; i < kAhead; ++i) {

@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     const u32 count = smaller(kBatch, num_splits - first);
     __syncthreads();  // all have read the last batch, and the state that is written below
     for (u32 i = lane; inside && i < count; i += kLanes) {
-      s_part[row][i] = load_float2(part_ml + 8 * step * (first + i));
+      s_part[row][i] = read_float2(part_ml + 8 * step * (first + i));
     }
     __syncthreads();
     for (u32 i = lane; inside && i < kBatch; i += kLanes) {
@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
           // What has no part in the sum may never have been written.
           const bool there = s_factors[row][begin + i].add != 0.0f;
           const u64 split = first + begin + i;
-          later[i] = there ? load_float(part_o + 4 * (kValueDim * step * split + column)) : 0.0f;
+          later[i] = there ? read_float(part_o + 4 * (kValueDim * step * split + column)) : 0.0f;
         }
 #pragma unroll
         for (u32 i = 0; i < kAhead; ++i) o = merge_values(o, later[i], s_factors[row][begin + i]);

@@ -89,8 +89,7 @@ KEYFOLD_INLINE End end_of(const Ends& e, float m, float l, u32 head) {
 }
 // An element of the result, weight o / l: twice what the quotient leaves over is divided too, as
 // rounding right takes a call, and l is far from where floats end. A weight of 0 leaves even Inf
-// out.
-// + 0: a zero has no sign.
+// out. + 0: a zero has no sign.
 KEYFOLD_INLINE float result_of(const End& end, float o) {
   const float x = end.weight * o, rough = x * end.inverse;
   const float close = fmaf(fmaf(-rough, end.l, x), end.inverse, rough);

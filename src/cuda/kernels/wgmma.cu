@@ -440,7 +440,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         const u32 mark = marks[j / 8] >> 4 * (j % 8) & 15;
         if (mark != 0) c.o[j] += mark == 2 ? -hidden() : mark == 4 ? hidden() : nan();
       }
-      write = warpgroup < job.units && load_word(flag_of(jobs, job, warpgroup)) != 0;
+      write = warpgroup < job.units && read_word(flag_of(jobs, job, warpgroup)) != 0;
     } else {
       write = !any_odd(c, warpgroup);
       if (leader) write_word(flag_of(jobs, job, warpgroup), write ? 0 : 1);

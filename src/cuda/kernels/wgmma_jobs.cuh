@@ -95,7 +95,7 @@ KEYFOLD_INLINE bool find_job(const Params& p, const Jobs& jobs, u32 i, Job& job,
   }
   if (!kCareful) return true;
   u32 any = 0;
-  for (u32 w = 0; w < job.units; ++w) any |= load_word(flag_of(jobs, job, w));
+  for (u32 w = 0; w < job.units; ++w) any |= read_word(flag_of(jobs, job, w));
   return any != 0;
 }
 
