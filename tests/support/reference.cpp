@@ -131,6 +131,7 @@ class Attention {
         static_cast<std::size_t>(std::max<std::int64_t>(all.end - all.begin, 0));
     const std::int64_t cuts = dim / 16 + 1;  // of a sum, by a unit that cuts off
     std::vector<Real> weights(n * width, -kInf), noise(round_ ? 0 : weights.size());
+    std::vector<Real> cut(noise.size());  // the part that has the same direction for all keys
 
     // Scores: key blocks transposed, so that each dot is one plain sum over dim in order.
     const auto dims = static_cast<std::size_t>(dim);
@@ -159,9 +160,13 @@ class Attention {
           if (round_) continue;
           // A sum of dim terms as a random walk, then scale, cap, mask, exp and the division. A
           // unit that cuts off does so about every 16 terms, by up to one step, always towards 0.
-          Real sum = std::sqrt(static_cast<Real>(dim) * squares[j]);
-          if (cuts_off_) sum += static_cast<Real>(cuts) * std::abs(dot[j]);
-          if (!std::isfinite(sum)) sum = 0;  // an infinite score, which a softcap makes exact
+          // A score may be infinite, which a softcap makes exact.
+          const auto finite = [](Real x) { return std::isfinite(x) ? x : Real{0}; };
+          const Real sum = finite(std::sqrt(static_cast<Real>(dim) * squares[j]));
+          if (cuts_off_) {
+            cut[at_key] =
+                kUnit * std::abs(scale) * finite(static_cast<Real>(cuts) * std::abs(dot[j]));
+          }
           noise[at_key] = kUnit * (sum * std::abs(scale) + 4 * (std::abs(weights[at_key]) + 2));
         }
       }
@@ -171,16 +176,18 @@ class Attention {
 
     std::vector<Real> line(static_cast<std::size_t>(value_dim)), sums(n * line.size());
     std::vector<Real> out_squares(sums.size());
+    std::vector<double> lse_cut(n);
     for (std::size_t j = 0; j < width; ++j) {
       const std::int64_t key = all.begin + static_cast<std::int64_t>(j);
       load_row(v_, rows[0].batch, kv_head(rows[0]), key, line.data());
       for (std::size_t r = 0; r < n; ++r) {
         const Real weight = weights[r * width + j];
         if (weight == 0) continue;
-        const Real error = round_ ? 0 : weight * noise[r * width + j];
+        const std::size_t of = r * width + j, to = r * line.size();
+        const Real error = round_ ? 0 : weight * noise[of], bias = round_ ? 0 : weight * cut[of];
         result.lse_noise[at + r] += static_cast<double>(error * error);
-        const std::size_t to = r * line.size();
-        add_weighted(weight, error, line.data(), line.size(), &sums[to], &out_squares[to]);
+        lse_cut[r] += static_cast<double>(bias);
+        add_weighted(weight, error + bias, line.data(), line.size(), &sums[to], &out_squares[to]);
       }
     }
     for (std::size_t i = 0; i < sums.size(); ++i) {
@@ -191,8 +198,10 @@ class Attention {
     }
     // log(l), at most that of the keys, is rounded before m is added to it.
     const double log_noise = 0x1p-24 * std::log(std::max<double>(1, static_cast<double>(width)));
-    for (std::size_t r = 0; r < n; ++r)
-      result.lse_noise[at + r] = std::sqrt(result.lse_noise[at + r] + log_noise * log_noise);
+    for (std::size_t r = 0; r < n; ++r) {
+      double& noise_of = result.lse_noise[at + r];
+      noise_of = std::sqrt(noise_of + log_noise * log_noise) + lse_cut[r];
+    }
   }
 
   /// Scores to probabilities, in place; returns the logsumexp.
