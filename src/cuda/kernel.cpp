@@ -7,6 +7,9 @@
 #include "attend.cu.hpp"
 #include "common.cuh.hpp"
 #include "decode.cu.hpp"
+#include "decode_combine.cuh.hpp"
+#include "decode_copies.cuh.hpp"
+#include "decode_cursor.cuh.hpp"
 #include "decode_merge.cu.hpp"
 #include "decode_mma.cu.hpp"
 #include "fold.cuh.hpp"
@@ -46,13 +49,22 @@ SourceFile kernel_source(const std::string& file) {
 }
 
 const std::vector<SourceFile>& kernel_headers() {
-  static const auto& all = *new std::vector<SourceFile>{
-      {"common.cuh", kernels::common_cuh}, {"fold.cuh", kernels::fold_cuh},
-      {"hopper.cuh", kernels::hopper_cuh}, {"matrix_units.cuh", kernels::matrix_units_cuh},
-      {"mma.cuh", kernels::mma_cuh},       {"pairs.cuh", kernels::pairs_cuh},
-      {"params.cuh", kernels::params_cuh}, {"results.cuh", kernels::results_cuh},
-      {"scores.cuh", kernels::scores_cuh}, {"types.cuh", kernels::types_cuh},
-      {"units.cuh", kernels::units_cuh},   {"wgmma_jobs.cuh", kernels::wgmma_jobs_cuh}};
+  static const auto& all =
+      *new std::vector<SourceFile>{{"common.cuh", kernels::common_cuh},
+                                   {"decode_combine.cuh", kernels::decode_combine_cuh},
+                                   {"decode_copies.cuh", kernels::decode_copies_cuh},
+                                   {"decode_cursor.cuh", kernels::decode_cursor_cuh},
+                                   {"fold.cuh", kernels::fold_cuh},
+                                   {"hopper.cuh", kernels::hopper_cuh},
+                                   {"matrix_units.cuh", kernels::matrix_units_cuh},
+                                   {"mma.cuh", kernels::mma_cuh},
+                                   {"pairs.cuh", kernels::pairs_cuh},
+                                   {"params.cuh", kernels::params_cuh},
+                                   {"results.cuh", kernels::results_cuh},
+                                   {"scores.cuh", kernels::scores_cuh},
+                                   {"types.cuh", kernels::types_cuh},
+                                   {"units.cuh", kernels::units_cuh},
+                                   {"wgmma_jobs.cuh", kernels::wgmma_jobs_cuh}};
   return all;
 }
 

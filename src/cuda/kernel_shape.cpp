@@ -138,7 +138,6 @@ std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int
   const auto up = [](std::uint32_t x, std::uint32_t to) { return ceil_div(x, to) * to; };
   DecodeMmaShape s;
   s.step = std::max(head, value) <= 64 ? 32 : 16;
-  s.row_team = num_indices > 16 && value <= 128 && head <= 128 ? 2 : 1;
   s.column_team = value <= 256 ? 1 : 4;
   s.streams = value <= 256 ? 4 : 2;
   // As decode_mma.cu lays it out.
@@ -148,22 +147,31 @@ std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int
     const std::uint32_t words = elements / 8;
     return 16 * (words % 8 == 0 ? words : words | 1);
   };
-  const std::uint32_t head_pitch = pitch(up(head, 16)), value_pitch = pitch(width * s.column_team);
+  const std::uint32_t value_width = width * s.column_team;
+  const std::uint32_t head_pitch = pitch(up(head, 16)), value_pitch = pitch(value_width);
   const std::uint32_t slot = up(s.step * std::max(head_pitch, value_pitch), 128);
-  const bool paired = head != value && (head % 16 != 0 || width * s.column_team != value);
-  // Registers suffice for eight warps.
-  for (s.resident = 8 / s.warps(); s.resident > 0; --s.resident) {
-    for (s.exchanged = 32; s.exchanged >= 16; s.exchanged /= 2) {
-      const std::uint32_t pass = std::min(width / 8, std::max(1u, s.exchanged / s.warps()));
-      const std::uint32_t fixed = 2 * up(s.rows() * head_pitch, 128) +
-                                  s.warps() * 8 * (8 * pass + 8) * 4 + s.streams * s.rows() * 8 +
-                                  s.rows() * 4;
-      const std::uint32_t room = (max_shared_bytes + kOfBlock) / s.resident - kOfBlock;
-      if (room < fixed) continue;
-      s.slots = std::min(12 / s.resident, (room - fixed) / (s.streams * slot));
-      if (paired) s.slots = s.slots / 2 * 2;
-      s.shared_bytes = fixed + s.slots * s.streams * slot;
-      if (s.slots >= 3) return s;
+  const bool paired = head != value && (head % 16 != 0 || value_width != value);
+  const auto fits = [&] {
+    s.tile_rows = up(static_cast<std::uint32_t>(std::min<std::int64_t>(num_indices, s.rows())), 8);
+    const std::uint32_t fixed =
+        2 * up(s.rows() * head_pitch, 128) + s.streams * 8 * s.row_team * (value_width + 8) * 4 +
+        s.levels * s.tile_rows * (4 * value + 16) + s.streams * s.rows() * 8 +
+        ceil_div(width, 32) * s.threads() * 4 + 16;
+    const std::uint32_t room = (max_shared_bytes + kOfBlock) / s.resident - kOfBlock;
+    if (room < fixed) return false;
+    s.slots = std::min(12 / s.resident, (room - fixed) / (s.streams * slot));
+    if (paired) s.slots = s.slots / 2 * 2;
+    s.shared_bytes = fixed + s.slots * s.streams * slot;
+    return s.slots >= 3;
+  };
+  constexpr std::uint32_t kMostLevels = std::bit_width(kDecodeMmaSplitLen / kDecodeMmaUnitLen);
+  for (s.row_team = num_indices > 16 && value <= 128 && head <= 128 ? 2 : 1; s.row_team > 0;
+       --s.row_team) {
+    // Registers suffice for eight warps.
+    for (s.resident = 8 / s.warps(); s.resident > 0; --s.resident) {
+      for (s.levels = kMostLevels; s.levels-- > 0;) {
+        if (fits()) return s;
+      }
     }
   }
   return std::nullopt;

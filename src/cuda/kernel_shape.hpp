@@ -112,7 +112,8 @@ struct DecodeMmaShape {
   std::uint32_t row_team = 0, column_team = 0;
   std::uint32_t slots = 0;
   std::uint32_t resident = 0;   ///< blocks that share a multiprocessor
-  std::uint32_t exchanged = 0;  ///< blocks of 8 x 8 values that a block's warps exchange at a time
+  std::uint32_t tile_rows = 0;  ///< that are in use, in eights
+  std::uint32_t levels = 0;     ///< of the tree of units, of which a left half can wait in a block
   std::uint32_t shared_bytes = 0;
 
   std::uint32_t warps() const { return streams * row_team * column_team; }

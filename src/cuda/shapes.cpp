@@ -167,7 +167,8 @@ KernelSpec Shapes::decode_mma() const {
        std::vector{define("UNIT_LEN", kDecodeMmaUnitLen), define("STREAMS", s.streams),
                    define("ROW_TEAM", s.row_team), define("COLUMN_TEAM", s.column_team),
                    define("SLOTS", s.slots), define("RESIDENT", s.resident),
-                   define("EXCHANGED", s.exchanged), define("SHARED", s.shared_bytes)}) {
+                   define("TILE_ROWS", s.tile_rows), define("LEVELS", s.levels),
+                   define("SHARED", s.shared_bytes)}) {
     kernel.options.push_back(std::move(option));
   }
   return kernel;

@@ -1,7 +1,7 @@
 // Folds the partial states that decode_mma.cu leaves into the states in memory, or to results. A
 // block has some columns (y, all in turn where there are fewer) of a row (x) of a group (z), and as
-// many splits at a time as it has threads for. The units of a split are summed at once, splits are
-// folded in ascending order: so that few steps wait for each other.
+// many splits at a time as it has threads for. The units of a split are merged as a tree, splits
+// are folded in ascending order: so that few steps wait for each other.
 #include "results.cuh"
 #include "units.cuh"
 
@@ -17,40 +17,37 @@ struct Sum {
 
 KEYFOLD_INLINE float larger_or_nan(float a, float b) { return a > b || is_nan(a) ? a : b; }
 
-// Of the units from number `part` on, of which there are n.
-KEYFOLD_INLINE Sum sum_units(const Params& p, u64 part, i32 n, u32 column) {
-  constexpr i32 kAhead = 8;  // loaded together
-  const u64 step = p.index_end - p.index_begin;
-  Sum sum{{hidden(), 0.0f}, {0.0f, 0.0f, 0.0f, 0.0f}};
-  float2 ml[kUnits];
+// Of the units of a split.
+KEYFOLD_INLINE Sum merge_units(const Params& p, u32 group, u32 index, Range units, i32 split,
+                               u32 column) {
+  Sum of[kUnits];
 #pragma unroll
   for (i32 i = 0; i < kUnits; ++i) {
-    ml[i] = {hidden(), -1.0f};
-    if (i < n) ml[i] = read_float2(p.partial_ml + 8 * (part + i * step));
+    const i32 unit = split * kUnits + i;
+    of[i] = {{hidden(), -1.0f}, {0.0f, 0.0f, 0.0f, 0.0f}};
+    if (unit < units.begin || unit >= units.end) continue;
+    of[i].ml = read_float2(p.partial_ml + 8 * unit_index(p, group, unit, index));
   }
 #pragma unroll
-  for (i32 i = 0; i < kUnits; ++i) sum.ml.x = larger_or_nan(sum.ml.x, ml[i].x);
+  for (i32 i = 0; i < kUnits; ++i) {
+    if (of[i].ml.y < 0.0f) continue;  // no key, or its state is with another's
+    const u64 part = unit_index(p, group, split * kUnits + i, index);
+    of[i].o = read_float4(p.partial_o + 4 * (part * kValueDim + column));
+  }
 #pragma unroll
-  for (i32 begin = 0; begin < kUnits; begin += kAhead) {
-    float4 o[kAhead];
+  for (i32 span = 1; span < kUnits; span *= 2) {
 #pragma unroll
-    for (i32 i = 0; i < kAhead; ++i) {
-      const i32 unit = begin + i;
-      o[i] = {0.0f, 0.0f, 0.0f, 0.0f};
-      if (unit < n)
-        o[i] = read_float4(p.partial_o + 4 * ((part + unit * step) * kValueDim + column));
-    }
-#pragma unroll
-    for (i32 i = 0; i < kAhead; ++i) {
-      const float2 of = ml[begin + i];
-      const float factor = of.y < 0.0f ? 0.0f : exp_nonpositive(of.x - base_of(sum.ml.x));
-      if (factor == 0.0f) continue;  // as 0 times its Inf or NaN would be NaN
-      sum.ml.y = fmaf(of.y, factor, sum.ml.y);
-      sum.o = {fmaf(o[i].x, factor, sum.o.x), fmaf(o[i].y, factor, sum.o.y),
-               fmaf(o[i].z, factor, sum.o.z), fmaf(o[i].w, factor, sum.o.w)};
+    for (i32 i = 0; i < kUnits; i += 2 * span) {
+      const float4 b = of[i + span].o;
+      const float2 f = join_sums(of[i].ml, of[i + span].ml);
+      float4& a = of[i].o;
+      a = {join_values(a.x, b.x, f.x, f.y), join_values(a.y, b.y, f.x, f.y),
+           join_values(a.z, b.z, f.x, f.y), join_values(a.w, b.w, f.x, f.y)};
     }
   }
-  return sum;
+  const float o[4] = {of[0].o.x, of[0].o.y, of[0].o.z, of[0].o.w};
+  of[0].o = positive_zeros(o);
+  return of[0];
 }
 
 // Folds n splits, 32 at most, into a row, in order. A lane finds the factors of its split, for
@@ -59,7 +56,7 @@ KEYFOLD_INLINE Sum sum_units(const Params& p, u64 part, i32 n, u32 column) {
 KEYFOLD_INLINE void fold(float2& ml, float4& o, const Sum (*sums)[kLanes], i32 n, u32 lane) {
   const bool mine = i32(lane) < n;
   const float2 part = sums[mine ? lane : 0][0].ml;
-  const bool empty = !mine || part.y == 0.0f;
+  const bool empty = !mine || part.y < 0.0f;
   float most = larger_or_nan(empty ? hidden() : part.x, ml.x);
 #pragma unroll
   for (u32 i = 1; i < 32; i *= 2) {
@@ -107,10 +104,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     for (i32 begin = units.begin / kUnits; begin < split_end; begin += at_once) {
       const i32 split = begin + mine;
       if (split < split_end) {
-        const i32 unit = larger(units.begin, split * kUnits);
-        sums[mine][column4 / 4] =
-            sum_units(p, unit_index(p, group, unit, index),
-                      smaller(units.end, (split + 1) * kUnits) - unit, column);
+        sums[mine][column4 / 4] = merge_units(p, group, index, units, split, column);
       }
       __syncthreads();
       const i32 n = smaller(at_once, split_end - begin);

@@ -5,225 +5,15 @@
 // A unit of work is a tile of rows of one group against kUnitLen keys. Blocks stay, each walks over
 // a range of units. Its streams (a warp, or a team of warps that share keys and divide rows or
 // columns of values) take steps of keys in turn, each through a ring of shared memory of its own
-// that cp.async keeps full across units: the block meets at a unit's end only, where the streams'
-// states become one partial state, in fixed order. decode_merge.cu folds these. No answer from
-// memory is waited for but that of the ring, as it would come behind all that is under way.
-#include "fold.cuh"
-#include "mma.cuh"
+// that cp.async keeps full across units: the block meets at a unit's end only (decode_combine.cuh).
+// What it leaves decode_merge.cu folds. No answer from memory is waited for but that of the ring,
+// as it would come behind all that is under way.
+#include "decode_combine.cuh"
 #include "results.cuh"
-#include "units.cuh"
-
-constexpr i32 kStep = kKeys, kStreams = KEYFOLD_STREAMS;  // these decide bits
-constexpr i32 kRowTeam = KEYFOLD_ROW_TEAM, kColumnTeam = KEYFOLD_COLUMN_TEAM;
-constexpr i32 kTeam = kRowTeam * kColumnTeam, kWarps = kStreams * kTeam;
-constexpr i32 kSlots = KEYFOLD_SLOTS;  // of a ring, each of a step of K or of V
-constexpr i32 kRows = 16 * kRowTeam;   // of a tile
-static_assert(kThreads == 32 * kWarps && kUnitLen % (kStep * kStreams) == 0 && kSlots >= 3,
-              "as in kernel_shape.hpp");
-
-KEYFOLD_INLINE constexpr i32 round_up(i32 x, i32 to) { return (x + to - 1) / to * to; }
-KEYFOLD_INLINE constexpr i32 bit_ceil(i32 x) { return x <= 1 ? 1 : 2 * bit_ceil((x + 1) / 2); }
-// Columns of products; those that are not in memory are zero.
-constexpr i32 kHeadWidth = round_up(kHeadDim, 16);
-constexpr i32 kWidth = kColumnTeam == 1 ? round_up(kValueDim, 16)
-                                        : round_up(kValueDim, 64 * kColumnTeam) / kColumnTeam;
-constexpr i32 kValueWidth = kWidth * kColumnTeam;
-constexpr bool kPadded = kHeadWidth != kHeadDim || kValueWidth != kValueDim;
-static_assert(!kPadded || kSlots % 2 == 0 || kHeadDim == kValueDim, "the zeros of K and V differ");
-
-// Tiles in shared memory: rows of whole words of 16 bytes. Where they are whole lines of 128 bytes
-// word w of row r lies at w ^ (r % 8), else their number is odd: what ldmatrix reads together lies
-// in all banks either way.
-template <i32 kElements>
-struct Tile {
-  static constexpr i32 kWords = kElements / 8;
-  static constexpr bool kSwizzled = kWords % 8 == 0;
-  static constexpr u32 kPitch = 16 * (kSwizzled ? kWords : kWords | 1);
-  static KEYFOLD_INLINE u32 at(u32 row, u32 word) {
-    return row * kPitch + 16 * (kSwizzled ? word ^ (row & 7) : word);
-  }
-};
-using HeadTile = Tile<kHeadWidth>;
-using ValueTile = Tile<kValueWidth>;
-constexpr u32 kSlotBytes = round_up(kStep * larger(HeadTile::kPitch, ValueTile::kPitch), 128);
 
 // Queries stay in registers where these are enough.
 constexpr bool kQueryShared = kHeadWidth / 4 + kWidth / 2 > 160;
 constexpr i32 kChains = kHeadWidth >= 128 ? 2 : 1;  // of products, to wait less for each other
-constexpr i32 kColumnBlocks = kWidth / 8;
-// Blocks of 8 x 8 values that a warp exchanges at a time.
-constexpr i32 kPass = smaller(kColumnBlocks, larger(1, KEYFOLD_EXCHANGED / kWarps));
-constexpr i32 kPassPitch = 8 * kPass + 8;  // floats
-
-// Shared memory.
-constexpr u32 kQueryAt = kStreams * kSlots * kSlotBytes;
-constexpr u32 kQueryBytes =
-    round_up(kRows * HeadTile::kPitch, 128);  // of the tile now; of the next
-constexpr u32 kBufferAt = kQueryAt + 2 * kQueryBytes;
-constexpr u32 kStatesAt = kBufferAt + kWarps * 8 * kPassPitch * 4;  // float2 [kStreams][kRows]
-constexpr u32 kSumsAt = kStatesAt + kStreams * kRows * 8;           // l [kRows]
-static_assert(kSumsAt + kRows * 4 == KEYFOLD_SHARED, "as in kernel_shape.hpp");
-
-// --- Units --------------------------------------------------------------------------------------
-
-// A place in the order of units: [group][unit of keys][tile of rows].
-struct Cursor {
-  u32 left;  // units of this block, with this one
-  u32 group, batch, head;
-  u32 tile;
-  i32 unit;
-  Range units;  // of the wave, that rows see
-  Batch seen;
-  i32 step, end;  // of this stream, in the unit
-};
-
-KEYFOLD_INLINE u32 num_tiles(const Params& p) {
-  return (p.index_end - p.index_begin + kRows - 1) / kRows;
-}
-KEYFOLD_INLINE u32 tile_first(const Params& p, u32 tile) { return p.index_begin + tile * kRows; }
-KEYFOLD_INLINE u32 tile_last(const Params& p, u32 tile) {
-  return smaller(tile_first(p, tile) + kRows, p.index_end) - 1;
-}
-KEYFOLD_INLINE i32 unit_begin(const Params& p, i32 unit) {
-  return i32(p.split * kSplitLen) + unit * kUnitLen;
-}
-KEYFOLD_INLINE i32 key_of(const Params& p, const Cursor& c, u32 stream, i32 step) {
-  return unit_begin(p, c.unit) + (step * kStreams + i32(stream)) * kStep;
-}
-
-// Sets the unit's steps.
-KEYFOLD_INLINE void enter(const Params& p, Cursor& c, u32 stream) {
-  const i32 first = unit_begin(p, c.unit), skipped = kStreams - 1 - i32(stream);
-  const i32 begin = larger(0, visible(c.seen, tile_first(p, c.tile) / p.heads).begin - first);
-  const i32 end = smaller(kUnitLen, visible(c.seen, tile_last(p, c.tile) / p.heads).end - first);
-  c.step = (begin / kStep + skipped) / kStreams;
-  c.end = begin < end ? ((end + kStep - 1) / kStep + skipped) / kStreams : 0;
-  c.end = larger(c.step, c.end);
-}
-KEYFOLD_INLINE void look_up(const Params& p, Cursor& c) {
-  c.seen = load_batch(p, c.batch);
-  c.units = units_of(p, c.seen);
-}
-KEYFOLD_INLINE void advance(const Params& p, Cursor& c, u32 stream) {
-  if (--c.left == 0) return;
-  if (++c.tile == num_tiles(p)) {
-    c.tile = 0;
-    if (++c.unit == c.units.end) {
-      do {
-        ++c.group;
-        if (++c.head == p.kv_heads) {
-          c.head = 0;
-          ++c.batch;
-          look_up(p, c);
-        }
-      } while (c.units.begin == c.units.end);
-      c.unit = c.units.begin;
-    }
-  }
-  enter(p, c, stream);
-}
-
-// Where this block comes to other queries; false where it never does.
-KEYFOLD_INLINE bool next_turn(const Params& p, Cursor& c, u32 stream) {
-  const u32 here = num_tiles(p) > 1 ? 1 : u32(c.units.end - c.unit);
-  if (c.left <= here) return false;
-  c.left -= here - 1;
-  c.unit += i32(here) - 1;
-  advance(p, c, stream);
-  return true;
-}
-
-// Units of a batch entry.
-KEYFOLD_INLINE u32 count_units(const Params& p, const Jobs& jobs, u32 batch) {
-  const u32 begin = larger(p.group, batch * p.kv_heads);
-  const u32 end = smaller(p.group + jobs.groups, (batch + 1) * p.kv_heads);
-  if (begin >= end) return 0;
-  const Range units = units_of(p, load_batch(p, batch));
-  return (end - begin) * num_tiles(p) * u32(units.end - units.begin);
-}
-// This block's units: all blocks get the same number, or one more. Each lane looks at one of 32
-// batch entries.
-KEYFOLD_INLINE Cursor begin_of(const Params& p, const Jobs& jobs, u32 stream, u32 lane) {
-  Cursor c;
-  const u32 first = p.group / p.kv_heads, last = (p.group + jobs.groups - 1) / p.kv_heads;
-  u32 total = 0;
-  for (u32 batch = first; batch <= last; batch += 32) {
-    u32 n = count_units(p, jobs, batch + lane);
-    for (u32 i = 16; i > 0; i /= 2) n += __shfl_xor_sync(~0u, n, i);
-    total += n;
-  }
-  u32 at = u32(u64(total) * blockIdx.x / gridDim.x);
-  c.left = u32(u64(total) * (blockIdx.x + 1) / gridDim.x) - at;
-  c.step = c.end = 0;
-  if (c.left == 0) return c;
-  for (u32 batch = first;; batch += 32) {
-    const u32 n = count_units(p, jobs, batch + lane);
-    u32 sum = n;  // of the lanes up to this
-    for (u32 i = 1; i < 32; i *= 2) {
-      const u32 before = __shfl_up_sync(~0u, sum, i);
-      if (lane >= i) sum += before;
-    }
-    const u32 here = __ballot_sync(~0u, sum > at);
-    if (here == 0) {
-      at -= __shfl_sync(~0u, sum, 31);
-      continue;
-    }
-    const u32 i = __ffs(here) - 1;
-    at -= __shfl_sync(~0u, sum - n, i);
-    c.batch = batch + i;
-    break;
-  }
-  look_up(p, c);
-  const u32 tiles = num_tiles(p), of_group = tiles * u32(c.units.end - c.units.begin);
-  c.group = larger(p.group, c.batch * p.kv_heads) + at / of_group;
-  c.head = c.group - c.batch * p.kv_heads;
-  c.unit = c.units.begin + i32(at % of_group / tiles);
-  c.tile = at % of_group % tiles;
-  enter(p, c, stream);
-  return c;
-}
-
-// --- Copies -------------------------------------------------------------------------------------
-
-// Copies the part that this lane of a team has of kStep rows from key `key` on; zeros from `limit`
-// on.
-template <class Shape, i32 kDim>
-KEYFOLD_INLINE void copy_rows(u32 to, u64 from, i64 pitch, i32 key, i32 limit, u32 team_lane) {
-  constexpr i32 kWords = kDim / 8, kPower = kWords & -kWords;  // of 16 bytes, in memory
-  // Lanes that copy side by side in a row; all of 8 words, where these are swizzled.
-  constexpr bool kEven = kPower >= (Shape::kSwizzled ? 8 : 4) || kWords == kPower;
-  constexpr i32 kLanes = smaller(32, kEven ? kPower : bit_ceil(kWords));
-  constexpr i32 kAtOnce = 32 * kTeam / kLanes;  // rows
-  const i32 row = i32(team_lane) / kLanes, word = i32(team_lane) % kLanes;
-  if (kWords < kLanes && word >= kWords) return;
-  from += i64(key + row) * pitch + 16 * word;
-#pragma unroll
-  for (i32 i = 0; i < kStep; i += kAtOnce) {
-    const i32 r = row + i;
-    if (kStep % kAtOnce != 0 && r >= kStep) break;
-#pragma unroll
-    for (i32 j = 0; j < kWords; j += kLanes) {
-      if (kWords % kLanes != 0 && word + j >= kWords) break;
-      copy_16(to + Shape::at(u32(r), u32(word)) + 16 * j, from + 16 * j, key + r < limit);
-    }
-    from += kAtOnce * pitch;
-  }
-}
-
-// Where a lane's matrix row lies, for the i-th pair of words, and n times 16 rows further.
-template <class Shape>
-struct MatrixRows {
-  u32 first[Shape::kSwizzled ? 4 : 1];
-  KEYFOLD_INLINE MatrixRows(u32 row, u32 word) {
-#pragma unroll
-    for (u32 i = 0; i < sizeof(first) / 4; ++i) first[i] = Shape::at(row, word + 2 * i);
-  }
-  KEYFOLD_INLINE u32 at(u32 tile, i32 i, i32 n) const {
-    const u32 rows = tile + 16 * u32(n) * Shape::kPitch;
-    return Shape::kSwizzled ? rows + first[i % i32(sizeof(first) / 4)] + 128 * u32(i / 4)
-                            : rows + first[0] + 32 * u32(i);
-  }
-};
 
 // --- Products -----------------------------------------------------------------------------------
 
@@ -249,23 +39,37 @@ KEYFOLD_INLINE void mark_values(unsigned char* tile, Mode mode, u32 team_lane) {
     *at = mark_of(*at & 0xffffu, mode) | mark_of(*at >> 16, mode) << 16;
   }
 }
-KEYFOLD_INLINE float unmark(float sum) {
-  if (sum >= 700000.0f) return nan();
-  const bool negative = sum >= 1024.0f, positive = sum - 1024.0f * floorf(sum / 1024.0f) >= 1.0f;
-  return negative ? (positive ? nan() : hidden()) : positive ? -hidden() : 0.0f;
+// What sums of marks say of o: two bits an element, 1 of Inf, 2 of -Inf, 3 of NaN; a word of a
+// thread's lies every kThreads words.
+KEYFOLD_INLINE void keep_odd(const float (&sums)[kWidth / 2], u32* odd) {
+  u32 words[kOddWords] = {};
+#pragma unroll
+  for (u32 i = 0; i < kWidth / 2; ++i) {
+    const float x = sums[i];
+    const u32 positive = x - 1024.0f * floorf(x / 1024.0f) >= 1.0f ? 1 : 0;
+    const u32 code = x >= 700000.0f ? 3 : positive + (x >= 1024.0f ? 2 : 0);
+    words[i / 16] |= code << (2 * (i % 16));
+  }
+  for (u32 i = 0; i < kOddWords; ++i) odd[i * kThreads] = words[i];
+}
+KEYFOLD_INLINE void put_odd(const u32* odd, float (&o)[kWidth / 2]) {
+#pragma unroll
+  for (u32 i = 0; i < kWidth / 2; ++i) {
+    const u32 code = odd[i / 16 * kThreads] >> (2 * (i % 16)) & 3;
+    if (code != 0) o[i] = code == 1 ? -hidden() : code == 2 ? hidden() : nan();
+  }
+}
+// Whether a row that is not all NaN holds Inf or NaN.
+KEYFOLD_INLINE bool has_odd(const Fold& c) {
+  float zeros[2] = {};  // or NaN
+#pragma unroll
+  for (u32 i = 0; i < kWidth / 2; ++i) zeros[i / 2 % 2] = fmaf(c.o[i], 0.0f, zeros[i / 2 % 2]);
+  const bool rows[2] = {is_nan(quad_sum(c.sums[0].t[0])), is_nan(quad_sum(c.sums[0].t[1]))};
+  return (is_nan(zeros[0]) && !rows[0]) || (is_nan(zeros[1]) && !rows[1]);
 }
 KEYFOLD_INLINE float weight_in(Mode mode, float weight) {
   return mode == kMarks ? (weight != 0.0f ? kMarkWeight : 0.0f) : weight;
 }
-
-// What a warp has of a unit's rows: of row g and g + 8 of 16, g = lane / 4.
-struct Fold {
-  float o[kWidth / 2];  // element 4 j + 2 r + e: row g + 8 r, column 8 j + 2 (lane % 4) + e
-  Sums sums[1];
-  Range seen[2];
-  Range full;  // keys that all rows of the tile see
-  u64 mask[2];
-};
 
 // s = q k^T. `query(i, x)` gives columns 16 i to 16 i + 15 of q, `keys(i, n, x)` those of keys 16 n
 // to 16 n + 15.
@@ -328,104 +132,6 @@ KEYFOLD_INLINE void multiply_values(Fold& c, const float (&s)[kStep / 2], Mode m
   }
 }
 
-// --- A unit's end -------------------------------------------------------------------------------
-
-// Of a stream, whose weights are taken against its own maximum.
-KEYFOLD_INLINE float factor_in(float m, float most) {
-  return factor_of(m, base_of(most), is_far(most));
-}
-
-// Makes one partial state of the streams', and writes it. Returns, for the whole block, whether a
-// row that is not all NaN holds Inf or NaN.
-KEYFOLD_INLINE bool combine(Fold& c, const Params& p, const Cursor& at, Mode mode,
-                            unsigned char* shared, u32 warp, u32 lane) {
-  float2* const states = reinterpret_cast<float2*>(shared + kStatesAt);
-  float* const sums = reinterpret_cast<float*>(shared + kSumsAt);
-  float* const buffer = reinterpret_cast<float*>(shared + kBufferAt);
-  const u32 stream = warp / kTeam, member = warp % kTeam;
-  const u32 row = member / kColumnTeam * 16 + lane / 4;
-  const u32 first = tile_first(p, at.tile), used = tile_last(p, at.tile) + 1 - first;
-#pragma unroll
-  for (u32 r = 0; r < 2; ++r) {
-    const float l = quad_sum(c.sums[0].t[r]);
-    if (is_nan(l)) c.sums[0].m[r] = nan();  // the row stays NaN whatever it meets
-    if (lane % 4 == 0 && member % kColumnTeam == 0) {
-      states[stream * kRows + row + 8 * r] = {c.sums[0].m[r], l};
-    }
-  }
-  __syncthreads();
-  const auto most_of = [&](u32 row) {
-    float most = states[row].x;
-    for (u32 i = 1; i < kStreams; ++i) {
-      const float m = states[i * kRows + row].x;
-      most = most > m || is_nan(most) ? most : m;
-    }
-    return most;
-  };
-  const u64 part = unit_index(p, at.group, at.unit, first);
-  for (u32 i = threadIdx.x; i < used; i += kThreads) {
-    const float most = most_of(i);
-    float l = 0.0f;
-    for (u32 j = 0; j < kStreams; ++j) {
-      const float2 state = states[j * kRows + i];
-      l = fmaf(state.y, factor_in(state.x, most), l);
-    }
-    sums[i] = l;
-    write(p.partial_ml + 8 * (part + i),
-          l == 0.0f ? float2{hidden(), -1.0f} : float2{most, l * kWeightUnit});
-  }
-  bool found = false;
-#pragma unroll
-  for (u32 h = 0; h < 2; ++h) {
-    if (h == 1 && used <= 8) break;
-    const float factor = factor_in(c.sums[0].m[h], most_of(row + 8 * h));
-#pragma unroll
-    for (i32 begin = 0; begin < kColumnBlocks; begin += kPass) {
-#pragma unroll
-      for (i32 j = 0; j < kPass; ++j) {
-        if (begin + j >= kColumnBlocks) continue;
-        float x[2];
-#pragma unroll
-        for (u32 e = 0; e < 2; ++e) {
-          const float o = c.o[4 * (begin + j < kColumnBlocks ? begin + j : 0) + 2 * h + e];
-          x[e] = factor == 0.0f ? 0.0f : mode == kMarks ? unmark(o) : o * factor;
-        }
-        *reinterpret_cast<float2*>(buffer + (warp * 8 + lane / 4) * kPassPitch + 8 * j +
-                                   2 * (lane % 4)) = {x[0], x[1]};
-      }
-      __syncthreads();
-      bool odd = false;
-      for (u32 i = threadIdx.x; i < kTeam * 16 * kPass; i += kThreads) {
-        const u32 column4 = i % (2 * kPass), r = i / (2 * kPass) % 8, of = i / (16 * kPass);
-        const u32 mine = of / kColumnTeam * 16 + 8 * h + r, column = 8 * begin + 4 * column4;
-        const u32 whole = of % kColumnTeam * kWidth + column;
-        if (mine >= used || column >= kWidth || whole >= kValueDim) continue;
-        float sum[4] = {};
-        for (u32 j = 0; j < kStreams; ++j) {
-          const float4 x = *reinterpret_cast<const float4*>(
-              buffer + ((j * kTeam + of) * 8 + r) * kPassPitch + 4 * column4);
-          sum[0] += x.x;
-          sum[1] += x.y;
-          sum[2] += x.z;
-          sum[3] += x.w;
-        }
-        const u64 place = p.partial_o + 4 * ((part + mine) * kValueDim + whole);
-        const float4 marked = mode == kFinite ? read_float4(place) : float4{0.0f, 0.0f, 0.0f, 0.0f};
-        const float marks[4] = {marked.x, marked.y, marked.z, marked.w};
-#pragma unroll
-        for (u32 e = 0; e < 4 && mode != kMarks; ++e) {
-          odd = odd || (!is_nan(sums[mine]) && !is_finite(sum[e]));
-          sum[e] *= kWeightUnit;
-          if (marks[e] != 0.0f) sum[e] += marks[e];
-        }
-        write(place, positive_zeros(sum));
-      }
-      found |= __syncthreads_or(odd) != 0;
-    }
-  }
-  return found;
-}
-
 extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
     decode_mma(const __grid_constant__ Params p, const __grid_constant__ Jobs jobs,
                const __grid_constant__ Ends ends) {
@@ -441,13 +147,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
       named_sync(1 + stream, 32 * kTeam);
     }
   };
+  const auto team_any = [&](bool x) {
+    return kTeam == 1 ? __any_sync(~0u, x) != 0 : named_any(1 + stream, 32 * kTeam, x);
+  };
   if (kPadded) {
-    for (u32 i = threadIdx.x; i < kBufferAt / 16; i += kThreads) {
+    for (u32 i = threadIdx.x; i < kLeftAt / 16; i += kThreads) {
       reinterpret_cast<uint4*>(shared)[i] = {0, 0, 0, 0};
     }
     __syncthreads();
   }
 
+  u32* const odd = reinterpret_cast<u32*>(shared + kOddAt) + threadIdx.x;
+  if (threadIdx.x == 0) Waiting{shared}.levels() = 0;
   // Copies run kSlots - 1 slots ahead of what is used.
   Cursor c = begin_of(p, jobs, stream, lane);
   if (c.left == 0) return;
@@ -566,8 +277,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
       if (next_turn(p, coming, stream)) fill_queries(coming, 1 - since / kHalf);
     }
 
+    Mode mode = kFast;
 #pragma unroll 1
-    for (Mode mode = kFast;;) {
+    for (;;) {
       fold.sums[0] = {{hidden(), hidden()}, {0.0f, 0.0f}, {0.0f, 0.0f}};
 #pragma unroll
       for (i32 i = 0; i < kWidth / 2; ++i) fold.o[i] = 0.0f;
@@ -602,13 +314,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
         });
         next(take);
       }
-      const bool odd = combine(fold, p, c, mode, shared, warp, lane);
-      if (mode == kFinite || (mode == kFast && !odd)) break;
+      if (mode == kFinite || (mode == kFast && !team_any(has_odd(fold)))) break;
+      if (mode == kMarks) keep_odd(fold.o, odd);
       mode = mode == kFast ? kMarks : kFinite;
       ahead = c;
       copies_wait<0>();
       team_sync();
       begin_copies();
     }
+    if (mode == kFinite) put_odd(odd, fold.o);
+    combine(fold, p, c, shared, warp, lane);
   }
 }

@@ -28,6 +28,17 @@ KEYFOLD_INLINE float quad_sum(float x) {
 KEYFOLD_INLINE void named_sync(u32 id, u32 threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+// The same, and whether x holds for one of them.
+KEYFOLD_INLINE bool named_any(u32 id, u32 threads, bool x) {
+  u32 any;
+  asm volatile(
+      "{ .reg .pred p, q; setp.ne.u32 p, %1, 0; barrier.red.or.pred q, %2, %3, p; "
+      "selp.u32 %0, 1, 0, q; }"
+      : "=r"(any)
+      : "r"(u32(x)), "r"(id), "r"(threads)
+      : "memory");
+  return any != 0;
+}
 // As the elements of a word; float32 becomes float16.
 KEYFOLD_INLINE u32 pack(float low, float high) {
   u32 r;

@@ -7,6 +7,7 @@
 // [groups of the chunk][units of the wave][indices of the chunk].
 constexpr i32 kUnitLen = KEYFOLD_UNIT_LEN, kUnits = i32(kSplitLen) / kUnitLen;
 static_assert(kUnits * kUnitLen == i32(kSplitLen), "whole units");
+static_assert((kUnits & (kUnits - 1)) == 0, "units are merged in pairs");
 
 // Units of the wave that the chunk's rows see of a batch entry.
 KEYFOLD_INLINE Range units_of(const Params& p, const Batch& batch) {
@@ -22,4 +23,18 @@ KEYFOLD_INLINE u64 unit_index(const Params& p, u32 group, i32 unit, u32 index) {
   return (u64(group - p.group) * p.num_splits * kUnits + u32(unit)) *
              (p.index_end - p.index_begin) +
          (index - p.index_begin);
+}
+
+// Two partial states become one, whichever comes first. (m, l) is (-inf, -1) where nothing is seen.
+// A side of factor 0 is left out, as 0 times its Inf or NaN would be NaN.
+KEYFOLD_INLINE float join_values(float a, float b, float factor_a, float factor_b) {
+  return (factor_a == 0.0f ? 0.0f : a * factor_a) + (factor_b == 0.0f ? 0.0f : b * factor_b);
+}
+// a becomes that of both; returns the factors of a and b.
+KEYFOLD_INLINE float2 join_sums(float2& a, float2 b) {
+  const float m = a.x > b.x || is_nan(a.x) ? a.x : b.x, base = base_of(m);
+  const float2 f = {exp_nonpositive(a.x - base), exp_nonpositive(b.x - base)};
+  const float l = join_values(a.y, b.y, f.x, f.y);
+  a = {m, l == 0.0f ? -1.0f : l};
+  return f;
 }

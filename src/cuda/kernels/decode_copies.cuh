@@ -1,0 +1,73 @@
+// Rows of K, V and q of decode_mma.cu: their way into shared memory, and where matrices lie there.
+#pragma once
+
+#include "decode_cursor.cuh"
+#include "mma.cuh"
+
+KEYFOLD_INLINE constexpr i32 round_up(i32 x, i32 to) { return (x + to - 1) / to * to; }
+KEYFOLD_INLINE constexpr i32 bit_ceil(i32 x) { return x <= 1 ? 1 : 2 * bit_ceil((x + 1) / 2); }
+// Columns of products; those that are not in memory are zero.
+constexpr i32 kHeadWidth = round_up(kHeadDim, 16);
+constexpr i32 kWidth = kColumnTeam == 1 ? round_up(kValueDim, 16)
+                                        : round_up(kValueDim, 64 * kColumnTeam) / kColumnTeam;
+constexpr i32 kValueWidth = kWidth * kColumnTeam;
+constexpr i32 kSlots = KEYFOLD_SLOTS;  // of a ring, each of a step of K or of V
+constexpr bool kPadded = kHeadWidth != kHeadDim || kValueWidth != kValueDim;
+static_assert(kSlots >= 3 && (!kPadded || kSlots % 2 == 0 || kHeadDim == kValueDim),
+              "the zeros of K and V differ");
+
+// Tiles in shared memory: rows of whole words of 16 bytes. Where they are whole lines of 128 bytes
+// word w of row r lies at w ^ (r % 8), else their number is odd: what ldmatrix reads together lies
+// in all banks either way.
+template <i32 kElements>
+struct Tile {
+  static constexpr i32 kWords = kElements / 8;
+  static constexpr bool kSwizzled = kWords % 8 == 0;
+  static constexpr u32 kPitch = 16 * (kSwizzled ? kWords : kWords | 1);
+  static KEYFOLD_INLINE u32 at(u32 row, u32 word) {
+    return row * kPitch + 16 * (kSwizzled ? word ^ (row & 7) : word);
+  }
+};
+using HeadTile = Tile<kHeadWidth>;
+using ValueTile = Tile<kValueWidth>;
+constexpr u32 kSlotBytes = round_up(kStep * larger(HeadTile::kPitch, ValueTile::kPitch), 128);
+
+// Copies the part that this lane of a team has of kStep rows from key `key` on; zeros from `limit`
+// on.
+template <class Shape, i32 kDim>
+KEYFOLD_INLINE void copy_rows(u32 to, u64 from, i64 pitch, i32 key, i32 limit, u32 team_lane) {
+  constexpr i32 kWords = kDim / 8, kPower = kWords & -kWords;  // of 16 bytes, in memory
+  // Lanes that copy side by side in a row; all of 8 words, where these are swizzled.
+  constexpr bool kEven = kPower >= (Shape::kSwizzled ? 8 : 4) || kWords == kPower;
+  constexpr i32 kLanes = smaller(32, kEven ? kPower : bit_ceil(kWords));
+  constexpr i32 kAtOnce = 32 * kTeam / kLanes;  // rows
+  const i32 row = i32(team_lane) / kLanes, word = i32(team_lane) % kLanes;
+  if (kWords < kLanes && word >= kWords) return;
+  from += i64(key + row) * pitch + 16 * word;
+#pragma unroll
+  for (i32 i = 0; i < kStep; i += kAtOnce) {
+    const i32 r = row + i;
+    if (kStep % kAtOnce != 0 && r >= kStep) break;
+#pragma unroll
+    for (i32 j = 0; j < kWords; j += kLanes) {
+      if (kWords % kLanes != 0 && word + j >= kWords) break;
+      copy_16(to + Shape::at(u32(r), u32(word)) + 16 * j, from + 16 * j, key + r < limit);
+    }
+    from += kAtOnce * pitch;
+  }
+}
+
+// Where a lane's matrix row lies, for the i-th pair of words, and n times 16 rows further.
+template <class Shape>
+struct MatrixRows {
+  u32 first[Shape::kSwizzled ? 4 : 1];
+  KEYFOLD_INLINE MatrixRows(u32 row, u32 word) {
+#pragma unroll
+    for (u32 i = 0; i < sizeof(first) / 4; ++i) first[i] = Shape::at(row, word + 2 * i);
+  }
+  KEYFOLD_INLINE u32 at(u32 tile, i32 i, i32 n) const {
+    const u32 rows = tile + 16 * u32(n) * Shape::kPitch;
+    return Shape::kSwizzled ? rows + first[i % i32(sizeof(first) / 4)] + 128 * u32(i / 4)
+                            : rows + first[0] + 32 * u32(i);
+  }
+};
