@@ -12,8 +12,6 @@
 namespace keyfold::cpu {
 namespace {
 
-constexpr std::int64_t kMaxDim = 576;
-
 std::string processor_name() {
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);) {

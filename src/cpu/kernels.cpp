@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
-#include <type_traits>
 
 #include "keyfold/error.hpp"
 
@@ -14,7 +13,9 @@
 #define HWY_TARGET_INCLUDE "cpu/kernels.cpp"
 #include "hwy/foreach_target.h"  // must come before highway.h
 
+#include "cpu/direct-inl.hpp"
 #include "cpu/pack-inl.hpp"
+#include "cpu/product-inl.hpp"
 #include "cpu/vector_math-inl.hpp"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
@@ -36,45 +37,9 @@ constexpr int kRowTile = 6, kVectors = 4;
 #endif
 static_assert(kRowTile <= kMaxRowTile);
 
-/// c[r][:] (+)= sum over i of a[r][i] * b[i][:] for kRows rows and kWidth vectors.
-template <class Words, int kRows, int kWidth>
-HWY_INLINE void product(const typename Words::Word* HWY_RESTRICT a, std::int64_t a_stride,
-                        const typename Words::Word* HWY_RESTRICT b, std::int64_t b_stride,
-                        std::int64_t count, bool accumulate, float* HWY_RESTRICT c,
-                        std::int64_t c_stride) {
-  const hn::ScalableTag<float> d;
-  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
-  hn::Vec<decltype(d)> sum[kRows][kWidth];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int w = 0; w < kWidth; ++w) {
-      sum[r][w] = accumulate ? hn::LoadU(d, c + r * c_stride + w * kLanes) : hn::Zero(d);
-    }
-  }
-  for (std::int64_t i = 0; i < count; ++i) {
-    hn::Vec<decltype(d)> right[kWidth];
-#pragma GCC unroll 8
-    for (int w = 0; w < kWidth; ++w) right[w] = Words::load(d, b + i * b_stride + w * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const auto left = Words::broadcast(d, a[r * a_stride + i]);
-#pragma GCC unroll 8
-      for (int w = 0; w < kWidth; ++w) {
-        sum[r][w] = Words::multiply_add(left, right[w], sum[r][w]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int w = 0; w < kWidth; ++w) hn::StoreU(sum[r][w], d, c + r * c_stride + w * kLanes);
-  }
-}
-
 template <class Words, int kRows>
-HWY_NOINLINE void score_rows(const Tile& tile, const typename Words::Word* panels,
-                             std::int64_t origin, std::int64_t begin, std::int64_t end) {
+HWY_NOINLINE void score_panels(const Tile& tile, const typename Words::Word* panels,
+                               std::int64_t origin, std::int64_t begin, std::int64_t end) {
   using Word = typename Words::Word;
   constexpr auto kStrip =
       static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>())) * kVectors;
@@ -82,30 +47,9 @@ HWY_NOINLINE void score_rows(const Tile& tile, const typename Words::Word* panel
   for (std::int64_t key = begin / kStrip * kStrip; key < end; key += kStrip) {
     const std::int64_t at = key - origin;
     const Word* strip = panels + at / kPanel * kPanel * tile.words + at % kPanel;
-    product<Words, kRows, kVectors>(q, tile.words, strip, kPanel, tile.words, false,
-                                    tile.scores + key, kSplitLen);
+    product<Words, Words, kRows, kVectors>(q, tile.words, strip, kPanel, tile.words, false,
+                                           tile.scores + key, kSplitLen);
   }
-}
-
-/// v points at the values of key `begin`.
-template <int kRows>
-HWY_NOINLINE void weigh_rows(const Tile& tile, const float* v, std::int64_t begin, std::int64_t end,
-                             float* o) {
-  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
-  const std::int64_t dim = tile.padded_value_dim;
-  const float* weights = tile.scores + begin;
-  const bool accumulate = begin > tile.first;
-  std::int64_t column = 0;
-  const auto columns = [&]<int kWidth>(std::integral_constant<int, kWidth>) HWY_ATTR {
-    product<FloatWords, kRows, kWidth>(weights, kSplitLen, v + column, dim, end - begin, accumulate,
-                                       o + column, dim);
-    column += kWidth * kLanes;
-  };
-  while (column + kVectors * kLanes <= dim) columns(std::integral_constant<int, kVectors>());
-  const std::int64_t left = (dim - column) / kLanes;
-  if (left == 3) columns(std::integral_constant<int, 3>());
-  if (left == 2) columns(std::integral_constant<int, 2>());
-  if (left == 1) columns(std::integral_constant<int, 1>());
 }
 
 /// Turns a row's products into weights exp(score - m), 0 where hidden, over [begin, end) (multiples
@@ -211,39 +155,38 @@ bool all_finite(const Tile& tile, const RowState& result) {
   return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
 }
 
-/// call(std::integral_constant<int, rows>) with rows = num_rows.
-template <int kRows = kRowTile, class Call>
-HWY_INLINE void with_rows(std::int64_t num_rows, const Call& call) {
-  if (num_rows == kRows) {
-    call(std::integral_constant<int, kRows>());
-  } else if constexpr (kRows > 1) {
-    with_rows<kRows - 1>(num_rows, call);
-  }
-}
-
 template <class Words>
-void score_words(const Tile& tile, const void* panels, std::int64_t begin, std::int64_t end) {
-  with_rows(tile.num_rows, [&](auto rows) {
-    score_rows<Words, rows()>(tile, static_cast<const typename Words::Word*>(panels), begin,
-                              std::max(begin, tile.first), std::min(end, tile.last));
+void score_packed(const Tile& tile, const void* panels, std::int64_t begin, std::int64_t end) {
+  with_rows<kRowTile>(tile.num_rows, [&](auto rows) {
+    score_panels<Words, rows()>(tile, static_cast<const typename Words::Word*>(panels), begin,
+                                std::max(begin, tile.first), std::min(end, tile.last));
   });
 }
 
 void score(const Tile& tile, DType dtype, const void* panels, std::int64_t begin,
            std::int64_t end) {
 #if KEYFOLD_HAS_BF16_PAIRS
-  if (as_pairs(dtype)) return score_words<BFloat16Pairs>(tile, panels, begin, end);
+  if (as_pairs(dtype)) return score_packed<BFloat16Pairs>(tile, panels, begin, end);
 #endif
   (void)dtype;
-  score_words<FloatWords>(tile, panels, begin, end);
+  score_packed<FloatWords>(tile, panels, begin, end);
+}
+
+template <int kRows>
+HWY_NOINLINE void weigh_packed(const float* weights, const float* v, std::int64_t count,
+                               bool accumulate, float* o, std::int64_t dim) {
+  weigh_columns<Float32Values, kRows, kVectors>(weights, kSplitLen, v, dim, count, accumulate, o,
+                                                dim, 0, [](std::int64_t, std::int64_t) {});
 }
 
 void weigh(const Tile& tile, const float* v, std::int64_t begin, std::int64_t end,
            const RowState& result) {
   const std::int64_t first = std::max(begin, tile.first), last = std::min(end, tile.last);
   if (first >= last) return;
-  with_rows(tile.num_rows, [&](auto rows) {
-    weigh_rows<rows()>(tile, v + (first - begin) * tile.padded_value_dim, first, last, result.o);
+  const std::int64_t dim = tile.padded_value_dim;
+  with_rows<kRowTile>(tile.num_rows, [&](auto rows) HWY_ATTR {
+    weigh_packed<rows()>(tile.scores + first, v + (first - begin) * dim, last - first,
+                         first > tile.first, result.o, dim);
   });
 }
 
@@ -280,8 +223,8 @@ void exp_array(const float* x, float* result, std::int64_t count) {
 }
 
 Kernels make_kernels(const char* name) {
-  return {name,    kRowTile, words,         pack_q,     pack_k, pack_v,   score,
-          softmax, weigh,    weigh_exactly, all_finite, merge,  exp_array};
+  return {name,  kRowTile, words, score_rows,    weigh_rows, pack_q, pack_k,   pack_v,
+          score, softmax,  weigh, weigh_exactly, all_finite, merge,  exp_array};
 }
 
 }  // namespace HWY_NAMESPACE

@@ -16,7 +16,8 @@ namespace keyfold::cpu {
 
 inline constexpr std::int64_t kSplitLen = 512;  ///< keys per split
 inline constexpr std::int64_t kPanel = 64;      ///< keys packed side by side
-inline constexpr std::int64_t kMaxRowTile = 8;  ///< upper bound of Kernels::row_tile
+inline constexpr std::int64_t kMaxDim = 576;    ///< largest head_dim and value_dim
+inline constexpr std::int64_t kMaxRowTile = 8;  ///< query rows of a tile, at most
 
 /// Rows of a tensor: row i, element d at data + i * row_stride + d * dim_stride (bytes).
 struct RowSource {
@@ -35,7 +36,8 @@ struct RowState {
   float* l = nullptr;
 };
 
-/// A tile: up to row_tile query rows against one split. Keys are numbered within the split.
+/// A tile: up to row_tile query rows (kMaxRowTile where keys are read from their rows) against one
+/// split. Keys are numbered within the split.
 struct Tile {
   std::int64_t num_rows = 0;
   const void* q = nullptr;  ///< packed rows of `words` words each
@@ -60,6 +62,11 @@ struct Kernels {
   /// 32-bit words that a packed row of q or k takes: one per element, or one per bfloat16 pair
   /// where the instruction set multiplies pairs.
   std::int64_t (*words)(DType dtype, std::int64_t head_dim);
+  /// As score() and weigh(), straight from the rows of k and v, for up to kMaxRowTile query rows;
+  /// the first row is that of key `begin`, a multiple of kPanel, and rows up to `end` may be read.
+  void (*score_rows)(const Tile& tile, const RowSource& k, std::int64_t begin, std::int64_t end);
+  void (*weigh_rows)(const Tile& tile, const RowSource& v, std::int64_t begin, std::int64_t end,
+                     const RowState& result);
   /// Packs one query row.
   void (*pack_q)(const RowSource& q, void* packed);
   /// Packs keys [0, count) into a panel [words][kPanel], zeros behind. count <= kPanel.

@@ -106,57 +106,73 @@ inline void pack_v(const RowSource& v, std::int64_t count, std::int64_t padded_d
 constexpr std::int64_t kTransposeRows = 16;  // keys transposed together: the widest vector's lanes
 
 #if HWY_TARGET != HWY_SCALAR
-/// Blocks of four words from rows p, p + step, ...: block b of the vector is row b's.
+/// Blocks of four elements from rows p, p + step, ...: block b of the vector is row b's.
 template <class D>
 HWY_INLINE hn::Vec<D> load_blocks(D d, const std::byte* p, std::int64_t step) {
   if constexpr (hn::MaxLanes(d) == 4) {
-    return hn::LoadU(d, reinterpret_cast<const std::uint32_t*>(p));
+    return hn::LoadU(d, reinterpret_cast<const hn::TFromD<D>*>(p));
   } else {
     const hn::Half<D> dh;
     constexpr auto kHalfBlocks = static_cast<std::int64_t>(hn::MaxLanes(dh)) / 4;
     return hn::Combine(d, load_blocks(dh, p + kHalfBlocks * step, step), load_blocks(dh, p, step));
   }
 }
+
+/// Vector r of `rows` holds row r of every four rows; columns[w] is word w of all of them. The 4x4
+/// transposes stay inside 128-bit blocks.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void transpose_blocks(D d, const V (&rows)[4], V (&columns)[4]) {
+  const V even_low = hn::InterleaveLower(d, rows[0], rows[2]);
+  const V odd_low = hn::InterleaveLower(d, rows[1], rows[3]);
+  const V even_high = hn::InterleaveUpper(d, rows[0], rows[2]);
+  const V odd_high = hn::InterleaveUpper(d, rows[1], rows[3]);
+  columns[0] = hn::InterleaveLower(d, even_low, odd_low);
+  columns[1] = hn::InterleaveUpper(d, even_low, odd_low);
+  columns[2] = hn::InterleaveLower(d, even_high, odd_high);
+  columns[3] = hn::InterleaveUpper(d, even_high, odd_high);
+}
 #endif
+
+/// Transposes four words of as many rows as a vector has lanes: columns[w] is word w of all rows.
+/// Stride in bytes.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE void load_columns(D d, const std::byte* rows, std::int64_t stride, V (&columns)[4]) {
+#if HWY_TARGET == HWY_SCALAR
+  (void)stride;
+  for (int w = 0; w < 4; ++w) {
+    std::uint32_t word = 0;
+    std::memcpy(&word, rows + 4 * w, sizeof word);
+    columns[w] = hn::Set(d, word);
+  }
+#else
+  const V blocks[4] = {load_blocks(d, rows, 4 * stride), load_blocks(d, rows + stride, 4 * stride),
+                       load_blocks(d, rows + 2 * stride, 4 * stride),
+                       load_blocks(d, rows + 3 * stride, 4 * stride)};
+  transpose_blocks(d, blocks, columns);
+#endif
+}
 
 /// Transposes kTransposeRows rows of `num_words` words (a multiple of 4 readable) into a panel:
 /// word w of row i goes to out[w * kPanel + i]. Strides in bytes.
 inline void transpose_rows(const std::byte* rows, std::int64_t stride, std::int64_t num_words,
                            std::uint32_t* out) {
-#if HWY_TARGET == HWY_SCALAR
-  for (std::int64_t i = 0; i < kTransposeRows; ++i) {
-    for (std::int64_t w = 0; w < num_words; ++w) {
-      std::memcpy(out + w * kPanel + i, rows + i * stride + 4 * w, sizeof *out);
-    }
-  }
-#else
   const hn::ScalableTag<std::uint32_t> d;
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
   for (std::int64_t i = 0; i < kTransposeRows; i += kLanes) {
     for (std::int64_t w = 0; w < num_words; w += 4) {
-      // Each vector holds row r of every four rows; the 4x4 transposes stay inside 128-bit blocks.
-      const std::byte* p = rows + i * stride + 4 * w;
-      const auto r0 = load_blocks(d, p, 4 * stride);
-      const auto r1 = load_blocks(d, p + stride, 4 * stride);
-      const auto r2 = load_blocks(d, p + 2 * stride, 4 * stride);
-      const auto r3 = load_blocks(d, p + 3 * stride, 4 * stride);
-      const auto even_low = hn::InterleaveLower(d, r0, r2),
-                 even_high = hn::InterleaveUpper(d, r0, r2);
-      const auto odd_low = hn::InterleaveLower(d, r1, r3),
-                 odd_high = hn::InterleaveUpper(d, r1, r3);
+      hn::Vec<decltype(d)> columns[4];
+      load_columns(d, rows + i * stride + 4 * w, stride, columns);
       std::uint32_t* column = out + w * kPanel + i;
       const std::int64_t left = num_words - w;
-      hn::StoreU(hn::InterleaveLower(d, even_low, odd_low), d, column);
-      if (left > 1) hn::StoreU(hn::InterleaveUpper(d, even_low, odd_low), d, column + kPanel);
-      if (left > 2) hn::StoreU(hn::InterleaveLower(d, even_high, odd_high), d, column + 2 * kPanel);
-      if (left > 3) hn::StoreU(hn::InterleaveUpper(d, even_high, odd_high), d, column + 3 * kPanel);
+      hn::StoreU(columns[0], d, column);
+      if (left > 1) hn::StoreU(columns[1], d, column + kPanel);
+      if (left > 2) hn::StoreU(columns[2], d, column + 2 * kPanel);
+      if (left > 3) hn::StoreU(columns[3], d, column + 3 * kPanel);
     }
   }
-#endif
 }
 
 inline void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
-  constexpr std::int64_t kMaxWords = 576;
   const std::int64_t num_words = words(k.dtype, k.dim);
   const std::int64_t padded_words = (num_words + 3) / 4 * 4;
   auto* out = static_cast<std::uint32_t*>(packed_panel);
@@ -164,7 +180,7 @@ inline void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
   const bool in_place = (k.dtype == DType::kFloat32 || as_pairs(k.dtype)) &&
                         k.dim_stride == size_of(k.dtype) &&
                         k.dim * size_of(k.dtype) == 4 * padded_words;
-  HWY_ALIGN std::uint32_t rows[kTransposeRows * kMaxWords];
+  HWY_ALIGN std::uint32_t rows[kTransposeRows * kMaxDim];
   for (std::int64_t first = 0; first < kPanel; first += kTransposeRows) {
     const std::byte* source = k.data + first * k.row_stride;
     const std::int64_t here = std::min(kTransposeRows, count - first);

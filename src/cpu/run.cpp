@@ -157,8 +157,9 @@ void CpuRun::reduce_panels(const Split& split, const core::KeySource& source, st
   std::size_t count = 0;
   std::int64_t first = kSplitLen, last = 0;
   pack_queries(split.group, begin, end, space.q);
-  for (std::int64_t row = begin; row < end; row += kernels_.row_tile) {
-    const std::int64_t at = row - begin, tile_end = std::min(end, row + kernels_.row_tile);
+  const std::int64_t row_tile = ceil_div(end - begin, ceil_div(end - begin, kMaxRowTile));
+  for (std::int64_t row = begin; row < end; row += row_tile) {
+    const std::int64_t at = row - begin, tile_end = std::min(end, row + row_tile);
     Part& part = parts[count];
     part.tile =
         make_tile(split, row, tile_end, space.q + at * workspace_.layout().words, space, at);
@@ -176,16 +177,16 @@ void CpuRun::reduce_panels(const Split& split, const core::KeySource& source, st
     for (std::int64_t key = first / kPanel * kPanel; key < last; key += kPanel) body(key);
   };
   panels([&](std::int64_t key) {
-    pack_k(split, key, source, space.k);
-    for (const Part& part : tiles) {
-      kernels_.score(part.tile, problem_.shape.dtype, space.k, key, key + kPanel);
-    }
+    RowSource rows;
+    const std::int64_t end_key = key + panel_rows(split, key, source.k, source, &rows);
+    for (const Part& part : tiles) kernels_.score_rows(part.tile, rows, key, end_key);
   });
   for (const Part& part : tiles) kernels_.softmax(part.tile, part.result);
   panels([&](std::int64_t key) {
-    pack_v(split, key, source, space.v);
+    RowSource rows;
+    const std::int64_t end_key = key + panel_rows(split, key, source.v, source, &rows);
     for (const Part& part : tiles) {
-      kernels_.weigh(part.tile, space.v, key, key + kPanel, part.result);
+      kernels_.weigh_rows(part.tile, rows, key, end_key, part.result);
     }
   });
   bool again = false;
