@@ -14,6 +14,7 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 
 #include "cpu/direct-inl.hpp"
+#include "cpu/finish-inl.hpp"
 #include "cpu/pack-inl.hpp"
 #include "cpu/product-inl.hpp"
 #include "cpu/vector_math-inl.hpp"
@@ -223,8 +224,22 @@ void exp_array(const float* x, float* result, std::int64_t count) {
 }
 
 Kernels make_kernels(const char* name) {
-  return {name,  kRowTile, words, score_rows,    weigh_rows, pack_q, pack_k,   pack_v,
-          score, softmax,  weigh, weigh_exactly, all_finite, merge,  exp_array};
+  return {.name = name,
+          .row_tile = kRowTile,
+          .words = words,
+          .score_rows = score_rows,
+          .weigh_rows = weigh_rows,
+          .pack_q = pack_q,
+          .pack_k = pack_k,
+          .pack_v = pack_v,
+          .score = score,
+          .softmax = softmax,
+          .weigh = weigh,
+          .weigh_exactly = weigh_exactly,
+          .all_finite = all_finite,
+          .merge = merge,
+          .finish_row = finish_row,
+          .exp = exp_array};
 }
 
 }  // namespace HWY_NAMESPACE

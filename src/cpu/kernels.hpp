@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/normalise.hpp"
 #include "keyfold/tensor.hpp"
 
 namespace keyfold::cpu {
@@ -92,6 +93,9 @@ struct Kernels {
 
   /// Merges one row's later state into its earlier one.
   void (*merge)(const RowState& state, const RowState& later, std::int64_t padded_dim);
+  /// Normalises a row's output and stores it in the dtype, its elements `step` bytes apart.
+  void (*finish_row)(const core::RowEnd& end, const float* o, std::int64_t dim, DType dtype,
+                     std::byte* out, std::int64_t step);
   /// The exponential that all of the above use: within 2 ulp for x from -87.33 to 0, 0 below.
   void (*exp)(const float* x, float* result, std::int64_t count);
 };

@@ -30,7 +30,10 @@ RowSource rows_from(const TensorView& t, std::int64_t b, std::int64_t h, std::in
           t.sizes[3]};
 }
 
-std::int64_t this_thread() { return tbb::this_task_arena::current_thread_index(); }
+/// Work that ends before other threads would have woken up.
+constexpr double kAloneFlops = 5e6;
+constexpr std::int64_t kAloneBytes = 3 << 19;      // of keys and values
+constexpr std::int64_t kAloneRowFloats = 1 << 17;  // of states that are merged or finished
 
 }  // namespace
 
@@ -41,6 +44,23 @@ CpuRun::CpuRun(const core::Problem& problem, const core::Block& block, const Ker
       kernels_(kernels),
       arena_(num_threads),
       workspace_(Layout(problem, kernels), rows_of(problem, block), num_threads) {}
+
+template <class Work>
+void CpuRun::on_threads(bool alone, const Work& work) {
+  alone_ = alone;
+  if (alone) return work();
+  arena_.execute(work);
+}
+
+template <class Body>
+void CpuRun::for_each(std::int64_t begin, std::int64_t end, const Body& body) const {
+  if (!alone_) return tbb::parallel_for(begin, end, body);
+  for (std::int64_t i = begin; i < end; ++i) body(i);
+}
+
+ThreadSpace CpuRun::this_thread() const {
+  return workspace_.thread(alone_ ? 0 : tbb::this_task_arena::current_thread_index());
+}
 
 CpuRun::Row CpuRun::row_at(std::int64_t group, std::int64_t index) const {
   const std::int64_t kv_heads = problem_.shape.num_kv_heads, heads = problem_.group_size();
@@ -61,11 +81,15 @@ CpuRun::Split CpuRun::split_at(std::int64_t group, std::int64_t key, std::int64_
 void CpuRun::submit(const core::Chunk& chunk, const core::KeySource& source) {
   const auto start = std::chrono::steady_clock::now();
   const bool few = (block_.row_end - block_.row_begin) * problem_.group_size() <= kFewRows;
-  arena_.execute([&] {
+  const ChunkBox& box = chunk.box;
+  const std::int64_t bytes = (box.group_end - box.group_begin) * (box.key_end - box.key_begin) *
+                             (problem_.shape.head_dim + problem_.shape.value_dim) *
+                             size_of(problem_.shape.dtype);
+  on_threads(chunk.flops <= kAloneFlops && bytes <= kAloneBytes, [&] {
     if (few) {
-      fold_by_splits(chunk.box, source);
+      fold_by_splits(box, source);
     } else {
-      fold_by_rows(chunk.box, source);
+      fold_by_rows(box, source);
     }
   });
   seconds_.push_back(
@@ -215,7 +239,7 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
   for (std::int64_t group = box.group_begin; group < box.group_end; ++group) {
     for (std::int64_t key = box.key_begin; key < box.key_end; key += kPackedSplits * kSplitLen) {
       const std::int64_t splits = std::min(kPackedSplits, ceil_div(box.key_end - key, kSplitLen));
-      tbb::parallel_for(std::int64_t{0}, splits * kPanels, [&](std::int64_t i) {
+      for_each(0, splits * kPanels, [&](std::int64_t i) {
         const std::int64_t slot = i / kPanels, first = i % kPanels * kPanel;
         const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
         if (split.keys.begin + first >= split.keys.end) return;
@@ -223,8 +247,8 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
         pack_v(split, first, source, workspace_.packed_v(slot) + first * layout.padded_value_dim);
       });
       const std::int64_t tasks = ceil_div(last_row - first_row, layout.task_rows);
-      tbb::parallel_for(std::int64_t{0}, tasks, [&](std::int64_t task) {
-        const ThreadSpace space = workspace_.thread(this_thread());
+      for_each(0, tasks, [&](std::int64_t task) {
+        const ThreadSpace space = this_thread();
         const std::int64_t begin = first_row + task * layout.task_rows;
         const std::int64_t end = std::min(last_row, begin + layout.task_rows);
         pack_queries(group, begin, end, space.q);
@@ -258,13 +282,13 @@ void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) 
 
   for (std::int64_t first = 0; first < pairs; first += wave) {
     const std::int64_t last = std::min(pairs, first + wave);
-    tbb::parallel_for(first, last, [&](std::int64_t pair) {
+    for_each(first, last, [&](std::int64_t pair) {
       const std::int64_t key = box.key_begin + pair % splits * kSplitLen;
       reduce_panels(split_at(group_of(pair), key, box.key_end), source, first_row, first_row + rows,
-                    workspace_.thread(this_thread()), (pair - first) * rows);
+                    this_thread(), (pair - first) * rows);
     });
     const std::int64_t groups = group_of(last - 1) - group_of(first) + 1;
-    tbb::parallel_for(std::int64_t{0}, groups * rows, [&](std::int64_t i) {
+    for_each(0, groups * rows, [&](std::int64_t i) {
       const std::int64_t group = group_of(first) + i / rows, row = i % rows;
       const std::int64_t begin = std::max(first, (group - box.group_begin) * splits);
       const std::int64_t end = std::min(last, (group - box.group_begin + 1) * splits);
@@ -280,8 +304,8 @@ void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) 
 void CpuRun::merge(core::Run& other) {
   const auto& from = dynamic_cast<CpuRun&>(other);
   const RowStates& states = workspace_.states();
-  arena_.execute([&] {
-    tbb::parallel_for(std::int64_t{0}, states.rows, [&](std::int64_t row) {
+  on_threads(states.rows * states.padded_dim <= kAloneRowFloats, [&] {
+    for_each(0, states.rows, [&](std::int64_t row) {
       kernels_.merge(states.at(row), from.workspace_.states().at(row), states.padded_dim);
     });
   });
@@ -290,19 +314,18 @@ void CpuRun::merge(core::Run& other) {
 void CpuRun::finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) {
   const std::int64_t heads = problem_.group_size();
   const std::int64_t per_group = (block_.row_end - block_.row_begin) * heads;
-  arena_.execute([&] {
-    tbb::parallel_for(std::int64_t{0}, workspace_.states().rows, [&](std::int64_t index) {
+  const RowStates& states = workspace_.states();
+  on_threads(states.rows * states.padded_dim <= kAloneRowFloats, [&] {
+    for_each(0, states.rows, [&](std::int64_t index) {
       const std::int64_t group = block_.group_begin + index / per_group;
       const Row row = row_at(group, index % per_group);
-      const RowState state = workspace_.states().at(index);
+      const RowState state = states.at(index);
       std::optional<float> sink;
       if (!problem_.sinks.empty()) sink = problem_.sinks[static_cast<std::size_t>(row.head)];
       const core::RowEnd end = core::end_row(*state.m, *state.l, sink);
-      const std::int64_t step = out.strides[3] * size_of(out.dtype);
-      std::byte* target = core::element(out, row.batch, row.head, row.row, 0);
-      for (std::int64_t d = 0; d < problem_.shape.value_dim; ++d) {
-        core::store_float(target + d * step, out.dtype, core::normalised(end, state.o[d]));
-      }
+      kernels_.finish_row(end, state.o, problem_.shape.value_dim, out.dtype,
+                          core::element(out, row.batch, row.head, row.row, 0),
+                          out.strides[3] * size_of(out.dtype));
       if (lse) {
         core::store_float(core::element(*lse, row.batch, row.head, row.row, 0), DType::kFloat32,
                           end.lse);

@@ -34,6 +34,13 @@ class CpuRun : public core::Run {
     std::int64_t batch, head, row;
   };
 
+  /// Runs `work`, whose for_each() then goes on the arena's threads, or on this one alone.
+  template <class Work>
+  void on_threads(bool alone, const Work& work);
+  template <class Body>
+  void for_each(std::int64_t begin, std::int64_t end, const Body& body) const;
+  ThreadSpace this_thread() const;
+
   Row row_at(std::int64_t group, std::int64_t index) const;
   RowState state_at(std::int64_t group, std::int64_t index) const;
   Split split_at(std::int64_t group, std::int64_t key, std::int64_t key_end) const;
@@ -62,6 +69,7 @@ class CpuRun : public core::Run {
   core::Block block_;
   const Kernels& kernels_;
   tbb::task_arena arena_;
+  bool alone_ = false;  // of on_threads()
   Workspace workspace_;
   std::deque<double> seconds_;  // of submissions not waited for yet
 };
