@@ -204,7 +204,7 @@ HWY_INLINE void score_strip(const typename Keys::Products::Word* q, std::int64_t
   }
   // A block is transposed before the one in front of it is multiplied, into memory: chains of
   // multiply-adds that wait would keep the processor from looking further ahead.
-  HWY_ALIGN std::uint32_t blocks[2][4 * kVectors * kLanes];
+  HWY_ALIGN std::uint32_t blocks[2][4 * kLanes * kVectors];
   const std::uint32_t* now = opaque(blocks[0]);
   std::uint32_t* later = blocks[1];
   Ahead next(k + ahead, steps / Keys::kSteps * (Keys::kBytes / 4), stride);
@@ -293,8 +293,8 @@ void score_keys(const Tile& tile, const RowSource& k, std::int64_t begin, std::i
 }
 
 /// As Kernels::score_rows says.
-void score_rows(const Tile& tile, const RowSource& k, std::int64_t begin, std::int64_t end) {
-  with_keys(k.dtype, [&](auto keys) { score_keys<decltype(keys)>(tile, k, begin, end); });
+inline void score_rows(const Tile& tile, const RowSource& k, std::int64_t begin, std::int64_t end) {
+  with_keys(k.dtype, [&](auto keys) HWY_ATTR { score_keys<decltype(keys)>(tile, k, begin, end); });
 }
 
 /// o (+)= weights of keys [begin, end) times their values, `v` that of key `begin`.
@@ -330,13 +330,13 @@ HWY_INLINE void weigh_values(const Tile& tile, const void* v, std::int64_t strid
 }
 
 /// As Kernels::weigh_rows says.
-void weigh_rows(const Tile& tile, const RowSource& v, std::int64_t begin, std::int64_t end,
-                const RowState& result) {
+inline void weigh_rows(const Tile& tile, const RowSource& v, std::int64_t begin, std::int64_t end,
+                       const RowState& result) {
   const std::int64_t first = std::max(begin, tile.first), last = std::min(end, tile.last);
   if (first >= last) return;
   const std::byte* rows = v.data + (first - begin) * v.row_stride;
   if (v.dim_stride == size_of(v.dtype) && v.dim == tile.padded_value_dim) {
-    const auto weigh = [&](auto values) {
+    const auto weigh = [&](auto values) HWY_ATTR {
       weigh_values<decltype(values)>(tile, rows, v.row_stride, rows_ahead(v), first, last,
                                      result.o);
     };

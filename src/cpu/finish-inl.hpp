@@ -43,8 +43,8 @@ HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> round_to_half([[maybe_unused]] 
 }
 
 /// core::normalised() of every element, rounded to the dtype and stored `step` bytes apart.
-void finish_row(const core::RowEnd& end, const float* o, std::int64_t dim, DType dtype,
-                std::byte* out, std::int64_t step) {
+inline void finish_row(const core::RowEnd& end, const float* o, std::int64_t dim, DType dtype,
+                       std::byte* out, std::int64_t step) {
   const hn::ScalableTag<float> d;
   const hn::Rebind<std::uint16_t, decltype(d)> d16;
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));

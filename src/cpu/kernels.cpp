@@ -158,7 +158,7 @@ bool all_finite(const Tile& tile, const RowState& result) {
 
 template <class Words>
 void score_packed(const Tile& tile, const void* panels, std::int64_t begin, std::int64_t end) {
-  with_rows<kRowTile>(tile.num_rows, [&](auto rows) {
+  with_rows<kRowTile>(tile.num_rows, [&](auto rows) HWY_ATTR {
     score_panels<Words, rows()>(tile, static_cast<const typename Words::Word*>(panels), begin,
                                 std::max(begin, tile.first), std::min(end, tile.last));
   });
