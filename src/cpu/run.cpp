@@ -102,25 +102,26 @@ double CpuRun::wait() {
   return seconds;
 }
 
-std::int64_t CpuRun::panel_rows(const Split& split, std::int64_t first, const TensorView& from,
-                                const core::KeySource& source, RowSource* rows) const {
+std::int64_t CpuRun::key_rows(const Split& split, std::int64_t first, std::int64_t most,
+                              const TensorView& from, const core::KeySource& source,
+                              RowSource* rows) const {
   const std::int64_t kv_heads = problem_.shape.num_kv_heads;
   const std::int64_t key = split.keys.begin + first;
   *rows = rows_from(from, split.group / kv_heads, split.group % kv_heads, key - source.first_key);
-  return std::min(kPanel, split.keys.end - key);
+  return std::min(most, split.keys.end - key);
 }
 
 void CpuRun::pack_k(const Split& split, std::int64_t first, const core::KeySource& source,
                     float* panel) const {
   RowSource rows;
-  const std::int64_t count = panel_rows(split, first, source.k, source, &rows);
+  const std::int64_t count = key_rows(split, first, kPanel, source.k, source, &rows);
   kernels_.pack_k(rows, count, panel);
 }
 
 void CpuRun::pack_v(const Split& split, std::int64_t first, const core::KeySource& source,
                     float* values) const {
   RowSource rows;
-  const std::int64_t count = panel_rows(split, first, source.v, source, &rows);
+  const std::int64_t count = key_rows(split, first, kPanel, source.v, source, &rows);
   kernels_.pack_v(rows, count, workspace_.layout().padded_value_dim, values);
 }
 
@@ -170,8 +171,8 @@ void CpuRun::reduce_packed(const Tile& tile, std::int64_t slot, const RowState& 
   if (!kernels_.all_finite(tile, result)) kernels_.weigh_exactly(tile, v, 0, kSplitLen, result);
 }
 
-void CpuRun::reduce_panels(const Split& split, const core::KeySource& source, std::int64_t begin,
-                           std::int64_t end, const ThreadSpace& space, std::int64_t partial) const {
+void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std::int64_t begin,
+                         std::int64_t end, const ThreadSpace& space, std::int64_t partial) const {
   struct Part {
     Tile tile;
     RowState result;
@@ -197,18 +198,20 @@ void CpuRun::reduce_panels(const Split& split, const core::KeySource& source, st
     for (std::int64_t r = 0; r < part.tile.num_rows; ++r) part.result.l[r] = kSawNothing;
   }
   const std::span<Part> tiles(parts.data(), count);
-  const auto panels = [&](const auto& body) {
-    for (std::int64_t key = first / kPanel * kPanel; key < last; key += kPanel) body(key);
+  const auto steps = [&](std::int64_t step, const auto& body) {
+    for (std::int64_t key = first / kPanel * kPanel; key < last; key += step) body(key);
   };
-  panels([&](std::int64_t key) {
+  // Several tiles share the rows of a panel while these are in the cache.
+  const std::int64_t step = count == 1 ? kSplitLen : kPanel;
+  steps(step, [&](std::int64_t key) {
     RowSource rows;
-    const std::int64_t end_key = key + panel_rows(split, key, source.k, source, &rows);
+    const std::int64_t end_key = key + key_rows(split, key, step, source.k, source, &rows);
     for (const Part& part : tiles) kernels_.score_rows(part.tile, rows, key, end_key);
   });
   for (const Part& part : tiles) kernels_.softmax(part.tile, part.result);
-  panels([&](std::int64_t key) {
+  steps(step, [&](std::int64_t key) {
     RowSource rows;
-    const std::int64_t end_key = key + panel_rows(split, key, source.v, source, &rows);
+    const std::int64_t end_key = key + key_rows(split, key, step, source.v, source, &rows);
     for (const Part& part : tiles) {
       kernels_.weigh_rows(part.tile, rows, key, end_key, part.result);
     }
@@ -219,7 +222,7 @@ void CpuRun::reduce_panels(const Split& split, const core::KeySource& source, st
     again |= part.exactly;
   }
   if (!again) return;
-  panels([&](std::int64_t key) {
+  steps(kPanel, [&](std::int64_t key) {
     pack_v(split, key, source, space.v);
     for (const Part& part : tiles) {
       if (part.exactly) {
@@ -284,8 +287,8 @@ void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) 
     const std::int64_t last = std::min(pairs, first + wave);
     for_each(first, last, [&](std::int64_t pair) {
       const std::int64_t key = box.key_begin + pair % splits * kSplitLen;
-      reduce_panels(split_at(group_of(pair), key, box.key_end), source, first_row, first_row + rows,
-                    this_thread(), (pair - first) * rows);
+      reduce_rows(split_at(group_of(pair), key, box.key_end), source, first_row, first_row + rows,
+                  this_thread(), (pair - first) * rows);
     });
     const std::int64_t groups = group_of(last - 1) - group_of(first) + 1;
     for_each(0, groups * rows, [&](std::int64_t i) {

@@ -11,8 +11,8 @@
 namespace keyfold::cpu {
 
 /// Two schedules, the same bits. Many rows to a group: its splits are packed once, in parallel, and
-/// shared by tasks of rows. Few rows (decode): tasks of splits, each packed by the thread that
-/// reduces it; their partial states are then merged in ascending order.
+/// shared by tasks of rows. Few rows (decode): tasks of splits, whose keys and values are read
+/// where they lie; their partial states are then merged in ascending order.
 class CpuRun : public core::Run {
  public:
   CpuRun(const core::Problem& problem, const core::Block& block, const Kernels& kernels,
@@ -47,9 +47,10 @@ class CpuRun : public core::Run {
 
   void fold_by_rows(const ChunkBox& box, const core::KeySource& source);
   void fold_by_splits(const ChunkBox& box, const core::KeySource& source);
-  /// The rows of k or v from the split's key `first` on, and how many of a panel there are.
-  std::int64_t panel_rows(const Split& split, std::int64_t first, const TensorView& from,
-                          const core::KeySource& source, RowSource* rows) const;
+  /// The rows of k or v from the split's key `first` on, and how many there are, at most `most`.
+  std::int64_t key_rows(const Split& split, std::int64_t first, std::int64_t most,
+                        const TensorView& from, const core::KeySource& source,
+                        RowSource* rows) const;
   void pack_k(const Split& split, std::int64_t first, const core::KeySource& source,
               float* panel) const;
   void pack_v(const Split& split, std::int64_t first, const core::KeySource& source,
@@ -61,9 +62,10 @@ class CpuRun : public core::Run {
                  const ThreadSpace& space, std::int64_t at) const;
   /// Reduces a tile against the packed split in `slot`.
   void reduce_packed(const Tile& tile, std::int64_t slot, const RowState& result) const;
-  /// Packs a split panel by panel and reduces rows [begin, end) of its group into `result`.
-  void reduce_panels(const Split& split, const core::KeySource& source, std::int64_t begin,
-                     std::int64_t end, const ThreadSpace& space, std::int64_t partial) const;
+  /// Reduces rows [begin, end) of a split's group into the partial states from `partial` on, its
+  /// keys and values read where they lie.
+  void reduce_rows(const Split& split, const core::KeySource& source, std::int64_t begin,
+                   std::int64_t end, const ThreadSpace& space, std::int64_t partial) const;
 
   const core::Problem& problem_;
   core::Block block_;
