@@ -265,8 +265,10 @@ void score_keys(const Tile& tile, const RowSource& k, std::int64_t begin, std::i
     });
   };
   std::int64_t key = first;
-  // Rows are read where they lie if that takes whole blocks.
-  if (k.dim_stride == size_of(k.dtype) && k.dim * size_of(k.dtype) % Keys::kBytes == 0) {
+  // Rows are read where they lie if that takes whole blocks, and if their lines do not all want the
+  // same few sets of L1, as rows do that are a power of two apart.
+  if (k.dim_stride == size_of(k.dtype) && k.dim * size_of(k.dtype) % Keys::kBytes == 0 &&
+      k.row_stride % 2048 != 0) {
     const std::int64_t count = (last - first) / kGatherRows * kGatherRows;
     score(k.data + (first - begin) * k.row_stride, k.row_stride, rows_ahead(k), count, first);
     key += count;
