@@ -25,7 +25,7 @@ inline constexpr std::uint32_t kMaxSharedBytes = 64 << 10;
 inline constexpr std::uint32_t kPrefillSplitLen = 1024;
 inline constexpr std::uint32_t kDecodeSplitLen = 512;
 inline constexpr std::uint32_t kDecodeMmaSplitLen = 4096, kDecodeMmaUnitLen = 512;
-inline constexpr std::uint32_t kDecodeMergeThreads = 512;  ///< at most; eight take a split
+inline constexpr std::uint32_t kDecodeMergeThreads = 256;  ///< at most; eight take a split
 
 /// kernels/attend.cu. A block is `ty` x `tx` threads of `tr` rows x `tc` keys.
 struct AttendShape {
