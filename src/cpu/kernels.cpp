@@ -8,6 +8,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "cpu/tiles/kernels.hpp"
 #include "keyfold/error.hpp"
 
 #undef HWY_TARGET_INCLUDE
@@ -34,6 +35,7 @@ constexpr int kRowTile = 6, kVectors = 2;
 #else
 constexpr int kRowTile = 6, kVectors = 4;
 #endif
+constexpr std::int64_t kTaskTiles = 8;  // row tiles of one task
 static_assert(kRowTile <= kMaxRowTile);
 
 /// c[r][:] (+)= sum over i of a[r][i] * b[i][:] for kRows rows and kWidth vectors.
@@ -280,8 +282,8 @@ void exp_array(const float* x, float* result, std::int64_t count) {
 }
 
 Kernels make_kernels(const char* name) {
-  return {name,    kRowTile, words,         pack_q,     pack_k, pack_v,   score,
-          softmax, weigh,    weigh_exactly, all_finite, merge,  exp_array};
+  return {name,    kRowTile, kTaskTiles * kRowTile, words,      pack_q, pack_k,   pack_v, score,
+          softmax, weigh,    weigh_exactly,         all_finite, merge,  exp_array};
 }
 
 }  // namespace HWY_NAMESPACE
@@ -292,34 +294,75 @@ HWY_AFTER_NAMESPACE();
 namespace keyfold::cpu {
 namespace {
 
+/// One instruction set's kernels for each dtype.
+struct KernelSet {
+  Kernels float32, float16, bfloat16;
+
+  const Kernels& of(DType dtype) const {
+    return dtype == DType::kFloat32 ? float32 : dtype == DType::kFloat16 ? float16 : bfloat16;
+  }
+};
+
+KernelSet same_for_all(const Kernels& kernels) { return {kernels, kernels, kernels}; }
+
+/// With tiles for float16 and bfloat16, if `on_tiles` has them.
+template <class OnTiles>
+void add_tiles(std::vector<KernelSet>& sets, Kernels vectors, const char* name, OnTiles on_tiles) {
+  const std::optional<Kernels> float16 = on_tiles(vectors, DType::kFloat16, name);
+  const std::optional<Kernels> bfloat16 = on_tiles(vectors, DType::kBFloat16, name);
+  vectors.name = name;
+  if (float16 && bfloat16) sets.push_back({vectors, *float16, *bfloat16});
+}
+
 /// Compiled kernels that this machine can run, best first.
-std::vector<Kernels> runnable_kernels() {
-  std::vector<Kernels> result;
+std::vector<KernelSet> runnable_kernels() {
+  std::vector<KernelSet> result;
   const std::int64_t supported = hwy::SupportedTargets();
   (void)supported;
 #if HWY_TARGETS & HWY_AVX3_DL
   if ((supported & HWY_AVX3_DL) != 0 && __builtin_cpu_supports("avx512bf16")) {
-    result.push_back(N_AVX3_DL::make_kernels("avx512_bf16"));
+    const Kernels vectors = N_AVX3_DL::make_kernels("avx512_bf16");
+    add_tiles(result, vectors, "avx512_amx", tiles::amx_kernels);
+    result.push_back(same_for_all(vectors));
   }
 #endif
 #if HWY_TARGETS & HWY_AVX3
-  if ((supported & HWY_AVX3) != 0) result.push_back(N_AVX3::make_kernels("avx512"));
+  if ((supported & HWY_AVX3) != 0) {
+    result.push_back(same_for_all(N_AVX3::make_kernels("avx512")));
+  }
 #endif
 #if HWY_TARGETS & HWY_AVX2
-  if ((supported & HWY_AVX2) != 0) result.push_back(N_AVX2::make_kernels("avx2"));
+  if ((supported & HWY_AVX2) != 0) {
+    result.push_back(same_for_all(N_AVX2::make_kernels("avx2")));
+  }
 #endif
 #if HWY_TARGETS & HWY_NEON
-  result.push_back(N_NEON::make_kernels("neon"));
+  result.push_back(same_for_all(N_NEON::make_kernels("neon")));
 #endif
 #if HWY_TARGETS & HWY_SCALAR
-  result.push_back(N_SCALAR::make_kernels("portable"));
+  result.push_back(same_for_all(N_SCALAR::make_kernels("portable")));
 #endif
   return result;
 }
 
-const std::vector<Kernels>& kernels() {
-  // Never destroyed: a thread may still compute while the process exits.
-  static const auto& all = *new std::vector<Kernels>(runnable_kernels());
+/// What is chosen by name only.
+std::vector<KernelSet> kernels_for_tests(const std::vector<KernelSet>& runnable) {
+  std::vector<KernelSet> result;
+  for (const KernelSet& set : runnable) {
+    if (!result.empty() || set.float32.name == std::string("avx512_amx")) continue;
+    add_tiles(result, set.float32, "amx_emulated", tiles::emulated_kernels);
+  }
+  return result;
+}
+
+// Both are never destroyed: a thread may still compute while the process exits.
+const std::vector<KernelSet>& kernels() {
+  static const auto& all = *new std::vector<KernelSet>(runnable_kernels());
+  return all;
+}
+
+const std::vector<KernelSet>& test_kernels() {
+  static const auto& all = *new std::vector<KernelSet>(kernels_for_tests(kernels()));
   return all;
 }
 
@@ -327,17 +370,20 @@ const std::vector<Kernels>& kernels() {
 
 std::vector<std::string> kernel_names() {
   std::vector<std::string> names;
-  for (const Kernels& k : kernels()) names.emplace_back(k.name);
+  for (const KernelSet& set : kernels()) names.emplace_back(set.float32.name);
   return names;
 }
 
-const Kernels& selected_kernels() {
+const Kernels& selected_kernels(DType dtype) {
   const char* wanted = std::getenv("KEYFOLD_CPU_ISA");
-  if (wanted == nullptr) return kernels().front();
+  if (wanted == nullptr) return kernels().front().of(dtype);
   std::string names;
-  for (const Kernels& k : kernels()) {
-    if (wanted == std::string(k.name)) return k;
-    names += (names.empty() ? "" : ", ") + std::string(k.name);
+  for (const KernelSet& set : kernels()) {
+    if (wanted == std::string(set.float32.name)) return set.of(dtype);
+    names += (names.empty() ? "" : ", ") + std::string(set.float32.name);
+  }
+  for (const KernelSet& set : test_kernels()) {
+    if (wanted == std::string(set.float32.name)) return set.of(dtype);
   }
   throw InvalidArgument("KEYFOLD_CPU_ISA",
                         "expected one of " + names + ", got '" + std::string(wanted) + "'");

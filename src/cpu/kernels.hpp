@@ -14,9 +14,9 @@
 
 namespace keyfold::cpu {
 
-inline constexpr std::int64_t kSplitLen = 512;  ///< keys per split
-inline constexpr std::int64_t kPanel = 64;      ///< keys packed side by side
-inline constexpr std::int64_t kMaxRowTile = 8;  ///< upper bound of Kernels::row_tile
+inline constexpr std::int64_t kSplitLen = 512;   ///< keys per split
+inline constexpr std::int64_t kPanel = 64;       ///< keys packed side by side
+inline constexpr std::int64_t kMaxRowTile = 32;  ///< upper bound of Kernels::row_tile
 
 /// Rows of a tensor: row i, element d at data + i * row_stride + d * dim_stride (bytes).
 struct RowSource {
@@ -54,14 +54,15 @@ struct Tile {
 /// A tile is reduced by score() over its panels, softmax(), and weigh() over its values; all three
 /// may be called part by part in ascending order, and touch only keys of [first, last).
 struct Kernels {
-  const char* name;       ///< "avx512", ...
-  std::int64_t row_tile;  ///< query rows per tile
+  const char* name;        ///< "avx512", ...
+  std::int64_t row_tile;   ///< query rows per tile
+  std::int64_t task_rows;  ///< query rows of one task, whole tiles
 
   /// 32-bit words that a packed row of q or k takes: one per element, or one per bfloat16 pair
   /// where the instruction set multiplies pairs.
   std::int64_t (*words)(DType dtype, std::int64_t head_dim);
-  /// Packs one query row.
-  void (*pack_q)(const RowSource& q, void* packed);
+  /// Packs one query row as row `row` of those at `packed`.
+  void (*pack_q)(const RowSource& q, std::int64_t row, void* packed);
   /// Packs keys [0, count) into a panel [words][kPanel], zeros behind. count <= kPanel.
   void (*pack_k)(const RowSource& k, std::int64_t count, void* packed_panel);
   /// Widens `count` rows to float32, zeros up to padded_dim.
@@ -93,7 +94,7 @@ struct Kernels {
 std::vector<std::string> kernel_names();
 
 /// The best kernels, or those that KEYFOLD_CPU_ISA names; throws InvalidArgument if it names
-/// others than kernel_names().
-const Kernels& selected_kernels();
+/// others than kernel_names(). For tests it may also name "amx_emulated".
+const Kernels& selected_kernels(DType dtype = DType::kFloat32);
 
 }  // namespace keyfold::cpu

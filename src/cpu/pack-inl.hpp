@@ -92,8 +92,9 @@ inline void pack_row(const std::byte* row, const RowSource& source, std::int64_t
   }
 }
 
-inline void pack_q(const RowSource& q, void* packed) {
-  pack_row(q.data, q, words(q.dtype, q.dim), static_cast<std::uint32_t*>(packed));
+inline void pack_q(const RowSource& q, std::int64_t row, void* packed) {
+  const std::int64_t num_words = words(q.dtype, q.dim);
+  pack_row(q.data, q, num_words, static_cast<std::uint32_t*>(packed) + row * num_words);
 }
 
 inline void pack_v(const RowSource& v, std::int64_t count, std::int64_t padded_dim, float* packed) {
@@ -119,14 +120,14 @@ HWY_INLINE hn::Vec<D> load_blocks(D d, const std::byte* p, std::int64_t step) {
 }
 #endif
 
-/// Transposes kTransposeRows rows of `num_words` words (a multiple of 4 readable) into a panel:
-/// word w of row i goes to out[w * kPanel + i]. Strides in bytes.
+/// Transposes kTransposeRows rows of `num_words` words (a multiple of 4 readable): word w of row i
+/// goes to out[w * out_stride + i]. `stride` is in bytes, `out_stride` in words.
 inline void transpose_rows(const std::byte* rows, std::int64_t stride, std::int64_t num_words,
-                           std::uint32_t* out) {
+                           std::uint32_t* out, std::int64_t out_stride = kPanel) {
 #if HWY_TARGET == HWY_SCALAR
   for (std::int64_t i = 0; i < kTransposeRows; ++i) {
     for (std::int64_t w = 0; w < num_words; ++w) {
-      std::memcpy(out + w * kPanel + i, rows + i * stride + 4 * w, sizeof *out);
+      std::memcpy(out + w * out_stride + i, rows + i * stride + 4 * w, sizeof *out);
     }
   }
 #else
@@ -144,12 +145,14 @@ inline void transpose_rows(const std::byte* rows, std::int64_t stride, std::int6
                  even_high = hn::InterleaveUpper(d, r0, r2);
       const auto odd_low = hn::InterleaveLower(d, r1, r3),
                  odd_high = hn::InterleaveUpper(d, r1, r3);
-      std::uint32_t* column = out + w * kPanel + i;
+      std::uint32_t* column = out + w * out_stride + i;
       const std::int64_t left = num_words - w;
       hn::StoreU(hn::InterleaveLower(d, even_low, odd_low), d, column);
-      if (left > 1) hn::StoreU(hn::InterleaveUpper(d, even_low, odd_low), d, column + kPanel);
-      if (left > 2) hn::StoreU(hn::InterleaveLower(d, even_high, odd_high), d, column + 2 * kPanel);
-      if (left > 3) hn::StoreU(hn::InterleaveUpper(d, even_high, odd_high), d, column + 3 * kPanel);
+      if (left > 1) hn::StoreU(hn::InterleaveUpper(d, even_low, odd_low), d, column + out_stride);
+      if (left > 2)
+        hn::StoreU(hn::InterleaveLower(d, even_high, odd_high), d, column + 2 * out_stride);
+      if (left > 3)
+        hn::StoreU(hn::InterleaveUpper(d, even_high, odd_high), d, column + 3 * out_stride);
     }
   }
 #endif

@@ -104,8 +104,7 @@ void CpuRun::pack_queries(std::int64_t group, std::int64_t begin, std::int64_t e
                           float* packed) const {
   for (std::int64_t i = begin; i < end; ++i) {
     const Row row = row_at(group, i);
-    kernels_.pack_q(rows_from(problem_.q, row.batch, row.head, row.row),
-                    packed + (i - begin) * workspace_.layout().words);
+    kernels_.pack_q(rows_from(problem_.q, row.batch, row.head, row.row), i - begin, packed);
   }
 }
 

@@ -13,8 +13,7 @@
 namespace keyfold::cpu {
 
 inline constexpr std::int64_t kPackedSplits = 4;  // splits packed together for shared rows
-inline constexpr std::int64_t kFewRows = 32;   // rows of a group up to which splits are the tasks
-inline constexpr std::int64_t kTaskTiles = 8;  // row tiles of one task
+inline constexpr std::int64_t kFewRows = 32;  // rows of a group up to which splits are the tasks
 inline constexpr std::int64_t kPartialRows = 1024;  // row states that wait to be merged
 
 /// Sizes in floats (32-bit words).
@@ -22,7 +21,7 @@ struct Layout {
   Layout(const core::Problem& problem, const Kernels& kernels)
       : words(kernels.words(problem.shape.dtype, problem.shape.head_dim)),
         padded_value_dim((problem.shape.value_dim + 15) / 16 * 16),
-        task_rows(kTaskTiles * kernels.row_tile),
+        task_rows(kernels.task_rows),
         row_tile(kernels.row_tile) {}
 
   std::int64_t packed_k() const { return words * kSplitLen; }
