@@ -33,30 +33,37 @@ inline std::int64_t words(DType dtype, std::int64_t dim) {
   return (dim + kStep - 1) / kStep * kLanes * parts_of(dtype);
 }
 
-/// A number as the sum of two bfloat16, which is exact for float16 (11 significant bits in 8 + 8),
-/// and for a bfloat16, whose low part is 0. Inf and NaN are all in the high one.
+/// Numbers as the sum of two bfloat16, which is exact for float16 (11 significant bits in 8 + 8),
+/// and for bfloat16, whose low part is 0. Inf and NaN are all in the high one. As bits of float32,
+/// the lower 16 of them 0.
+template <class D>
 struct Halves {
-  std::uint32_t high, low;  // bits of float32, the lower 16 of them 0
+  using Bits = hn::Vec<hn::RebindToUnsigned<D>>;
+  HWY_INLINE Halves(D d, hn::Vec<D> x) {
+    const hn::RebindToUnsigned<D> du;
+    const auto wide = hn::BitCast(d, hn::And(hn::BitCast(du, x), hn::Set(du, 0xffff0000)));
+    const auto rest = hn::Sub(x, wide);
+    const auto number = hn::Eq(rest, rest);  // Inf - Inf is NaN
+    const auto all = hn::IfThenElse(hn::Eq(x, x), wide, hn::BitCast(d, hn::Set(du, 0x7fc00000)));
+    high = hn::BitCast(du, all);
+    low = hn::BitCast(du, hn::IfThenElseZero(number, rest));
+  }
+  Bits high, low;
 };
-HWY_INLINE Halves halves(float x) {
-  const auto bits = std::bit_cast<std::uint32_t>(x);
-  if ((bits & 0x7f800000) == 0x7f800000) return {x != x ? 0x7fc00000 : bits, 0};
-  const std::uint32_t high = bits & 0xffff0000;
-  return {high, std::bit_cast<std::uint32_t>(x - std::bit_cast<float>(high))};
-}
 
 /// One row as words of pairs of elements, zeros behind.
 inline void split_row(const std::byte* row, const RowSource& source, std::uint32_t* out) {
   const std::int64_t all = words(source.dtype, source.dim);
   if (parts_of(source.dtype) == 1) return base::pair_row(row, source, all, out);
+  const hn::CappedTag<float, kLanes> d;
+  const hn::Rebind<std::uint16_t, decltype(d)> dh;
   HWY_ALIGN float wide[kMaxDim];
   base::widen_row(row, source, all, wide);
   auto* high = reinterpret_cast<std::uint16_t*>(out);
-  std::uint16_t* low = high + all;
-  for (std::int64_t i = 0; i < all; ++i) {
-    const Halves x = halves(wide[i]);
-    high[i] = static_cast<std::uint16_t>(x.high >> 16);
-    low[i] = static_cast<std::uint16_t>(x.low >> 16);
+  for (std::int64_t i = 0; i < all; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
+    const Halves<decltype(d)> x(d, hn::Load(d, wide + i));
+    hn::StoreU(hn::TruncateTo(dh, hn::ShiftRight<16>(x.high)), dh, high + i);
+    hn::StoreU(hn::TruncateTo(dh, hn::ShiftRight<16>(x.low)), dh, high + all + i);
   }
 }
 
@@ -69,19 +76,23 @@ inline void pack_q(const RowSource& q, std::int64_t row, void* packed) {
 }
 
 inline void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
-  HWY_ALIGN std::uint32_t pairs[kMaxDim];
+  HWY_ALIGN std::uint32_t pairs[kMaxDim] = {};
   const std::int64_t row_tiles = words(k.dtype, k.dim) / kLanes;
+  const bool in_place = parts_of(k.dtype) == 1 && k.dim_stride == 2 && k.dim % kStep == 0;
   auto* panel = static_cast<std::uint32_t*>(packed_panel);
   for (std::int64_t key = 0; key < kPanel; ++key) {
+    const std::byte* row = k.data + key * k.row_stride;
     if (key < count) {
-      base::prefetch_ahead(k.data + key * k.row_stride, k);
-      split_row(k.data + key * k.row_stride, k, pairs);
-    } else {
+      base::prefetch_ahead(row, k);
+      if (!in_place) split_row(row, k, pairs);
+    } else if (key == count) {
       std::memset(pairs, 0, sizeof pairs);
     }
+    const bool copied = key >= count || !in_place;
+    const auto* from = copied ? reinterpret_cast<const std::byte*>(pairs) : row;
     std::uint32_t* out = panel + key / kLanes * row_tiles * kTileWords + key % kLanes * kLanes;
     for (std::int64_t t = 0; t < row_tiles; ++t) {
-      std::memcpy(out + t * kTileWords, pairs + t * kLanes, kTileRowBytes);
+      std::memcpy(out + t * kTileWords, from + t * kTileRowBytes, kTileRowBytes);
     }
   }
 }
@@ -89,10 +100,12 @@ inline void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
 /// The values of two keys as words of pairs.
 inline void pair_keys(const float* even, const float* odd, std::int64_t dim, std::uint32_t* high,
                       std::uint32_t* low) {
-  for (std::int64_t i = 0; i < dim; ++i) {
-    const Halves a = halves(even[i]), b = halves(odd[i]);
-    high[i] = a.high >> 16 | b.high;
-    low[i] = a.low >> 16 | b.low;
+  const hn::CappedTag<float, kLanes> d;
+  const hn::RebindToUnsigned<decltype(d)> du;
+  for (std::int64_t i = 0; i < dim; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
+    const Halves<decltype(d)> a(d, hn::Load(d, even + i)), b(d, hn::Load(d, odd + i));
+    hn::StoreU(hn::Or(hn::ShiftRight<16>(a.high), b.high), du, high + i);
+    hn::StoreU(hn::Or(hn::ShiftRight<16>(a.low), b.low), du, low + i);
   }
 }
 
