@@ -2,7 +2,7 @@
 //
 // One arithmetic serves prefill and decode. A score is one chain of fused multiply-adds over
 // head_dim, a split's output one chain over its keys, its sum 16 chains (by key modulo 16) and a
-// fixed tree: vector width, row tile and schedule change nothing.
+// fixed tree: vector width, row tile and schedule change nothing. (tiles/ has an order of its own.)
 #pragma once
 
 #include <cstddef>
@@ -86,7 +86,8 @@ struct Kernels {
 
   /// Merges one row's later state into its earlier one.
   void (*merge)(const RowState& state, const RowState& later, std::int64_t padded_dim);
-  /// The exponential that all of the above use: within 2 ulp for x from -87.33 to 0, 0 below.
+  /// The exponential of merge(), and of weights that are not on tiles: within 2 ulp for x from
+  /// -87.33 to 0, 0 below.
   void (*exp)(const float* x, float* result, std::int64_t count);
 };
 
