@@ -148,12 +148,20 @@ def print_masks(case: Case, rounds: int) -> None:
     q, k, v = case.tensors()
     rows, keys = case.q_len, case.kv_len
     boolean = torch.ones(rows, keys, dtype=torch.bool, device="cuda")
+    apart = torch.rand(rows, keys, device="cuda") < 0.5
+    documents = torch.block_diag(*[boolean[: rows // 4, : keys // 4]] * 4)
+    zeros = torch.zeros(rows, keys, device="cuda")
     options: dict[str, tuple[dict[str, Any], float]] = {
         "plain": ({}, 1),
         "causal": ({"causal": True}, replace(case, causal=True).flops / case.flops),
         "window of 4,096": ({"causal": True, "window": (4095, 0)}, 4096 / keys),
-        "boolean": ({"mask": boolean}, 1),
-        "additive float32": ({"mask": torch.zeros(rows, keys, device="cuda")}, 1),
+        "boolean, all seen": ({"mask": boolean}, 1),
+        "boolean, half hidden at random": ({"mask": apart}, 1),
+        "boolean, four documents": ({"mask": documents}, 0.25),
+        "float32, 0 and -Inf at random": ({"mask": zeros.masked_fill(apart, -torch.inf)}, 1),
+        "float32, four documents": ({"mask": zeros.masked_fill(~documents, -torch.inf)}, 0.25),
+        "float32, any values": ({"mask": torch.randn(rows, keys, device="cuda")}, 1),
+        "bfloat16, any values": ({"mask": torch.randn_like(zeros, dtype=torch.bfloat16)}, 1),
         "softcap": ({"softcap": 50.0}, 1),
         "sinks": ({"sinks": torch.zeros(case.heads, device="cuda")}, 1),
         "kv_lens": ({"kv_lens": [keys // 2] * case.batch}, 0.5),

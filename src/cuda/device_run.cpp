@@ -80,7 +80,10 @@ gpu::Address DeviceRun::ml() const {
 
 Ends DeviceRun::ends_of(const core::Chunk& chunk, bool in_place) const {
   Ends ends;
-  if (chunk.sole && in_place) {
+  const std::int64_t keys = chunk.box.key_end - chunk.box.key_begin;
+  // Kernels that fold end rows only where they meet all keys in one launch.
+  const bool at_once = !layout_.tiling.folds || layout_.prepared_at_once(groups(), rows(), keys);
+  if (chunk.sole && in_place && at_once) {
     ends = results_of(problem_, block_, *problem_.device_out, problem_.device_lse);
     ends.begins = 1;
     if (!shapes_.ends_rows(ends)) ends = {};

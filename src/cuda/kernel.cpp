@@ -14,6 +14,8 @@
 #include "decode_mma.cu.hpp"
 #include "fold.cuh.hpp"
 #include "hopper.cuh.hpp"
+#include "mask_bits.cu.hpp"
+#include "mask_bits.cuh.hpp"
 #include "matrix_units.cuh.hpp"
 #include "merge.cu.hpp"
 #include "mma.cu.hpp"
@@ -28,7 +30,9 @@
 #include "units.cuh.hpp"
 #include "wgmma.cu.hpp"
 #include "wgmma3.cu.hpp"
+#include "wgmma_copies.cuh.hpp"
 #include "wgmma_jobs.cuh.hpp"
+#include "wgmma_marks.cuh.hpp"
 
 namespace keyfold::cuda {
 
@@ -37,6 +41,7 @@ SourceFile kernel_source(const std::string& file) {
                                    {"decode.cu", kernels::decode_cu},
                                    {"decode_merge.cu", kernels::decode_merge_cu},
                                    {"decode_mma.cu", kernels::decode_mma_cu},
+                                   {"mask_bits.cu", kernels::mask_bits_cu},
                                    {"merge.cu", kernels::merge_cu},
                                    {"mma.cu", kernels::mma_cu},
                                    {"pairs.cu", kernels::pairs_cu},
@@ -56,6 +61,7 @@ const std::vector<SourceFile>& kernel_headers() {
                                    {"decode_cursor.cuh", kernels::decode_cursor_cuh},
                                    {"fold.cuh", kernels::fold_cuh},
                                    {"hopper.cuh", kernels::hopper_cuh},
+                                   {"mask_bits.cuh", kernels::mask_bits_cuh},
                                    {"matrix_units.cuh", kernels::matrix_units_cuh},
                                    {"mma.cuh", kernels::mma_cuh},
                                    {"pairs.cuh", kernels::pairs_cuh},
@@ -64,7 +70,9 @@ const std::vector<SourceFile>& kernel_headers() {
                                    {"scores.cuh", kernels::scores_cuh},
                                    {"types.cuh", kernels::types_cuh},
                                    {"units.cuh", kernels::units_cuh},
-                                   {"wgmma_jobs.cuh", kernels::wgmma_jobs_cuh}};
+                                   {"wgmma_copies.cuh", kernels::wgmma_copies_cuh},
+                                   {"wgmma_jobs.cuh", kernels::wgmma_jobs_cuh},
+                                   {"wgmma_marks.cuh", kernels::wgmma_marks_cuh}};
   return all;
 }
 

@@ -35,13 +35,15 @@ struct KernelSpec {
   bool overlaps = false;
 };
 
-/// kernels/wgmma_jobs.cuh, fold.cuh and pairs.cuh have its twins; those that know no small tiles
-/// end before.
+/// kernels/wgmma_jobs.cuh, mask_bits.cu, fold.cuh and pairs.cuh have its twins; those that know no
+/// small tiles end before.
 struct Jobs {
   std::uint64_t memory = 0;  ///< address of the flags, or of the prepared keys
   std::uint32_t groups = 0, tiles = 0;
   std::uint32_t small = 0,
                 units = 0;  ///< tiles of a group that have fewer rows, and their rows / 64
+  std::uint64_t prepared = 0;  ///< address of what was prepared
+  std::uint32_t prepared_by = 0, unused = 0;  ///< blocks
 };
 
 /// What of kernels/ the build has put into the library. Throws std::out_of_range.

@@ -58,7 +58,7 @@ AttendShape attend_shape(const ShapeQuery& query) {
   return s;
 }
 
-std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows) {
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows, bool masked) {
   constexpr std::uint32_t kShared = 227 << 10;  // of a block on Hopper
   const auto panels = [](std::int64_t dim) {
     return ceil_div(static_cast<std::uint32_t>(dim), 64);
@@ -80,10 +80,13 @@ std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_
   s.part_keys = s.keys;
   while (s.part_keys * value > s.keys * s.part_panels) s.part_keys /= 2;
   const std::uint32_t slot = s.part_panels * s.keys * 128, queries = s.rows() * head * 128;
-  // Barriers and two jobs are behind the slots.
-  constexpr std::uint32_t kRecords = 2 * 36;
-  s.slots = (kShared - queries - 16 - kRecords) / (slot + 16);
-  s.shared_bytes = queries + s.slots * slot + 16 * (s.slots + 1) + kRecords;
+  // Marks, barriers, two jobs and what is said of the marks are behind the slots.
+  constexpr std::uint32_t kRecords = 2 * 36, kMostMarks = 4;
+  const std::uint32_t marks = s.rows() * s.keys / 8 + 16 + 8;
+  const std::uint32_t room = kShared - queries - 16 - kRecords;
+  s.slots = (room - (masked ? marks : 0)) / (slot + 16);
+  if (masked) s.mark_slots = std::min(kMostMarks, (room - s.slots * (slot + 16)) / marks);
+  s.shared_bytes = kShared - room + s.slots * (slot + 16) + s.mark_slots * marks;
   return s;
 }
 

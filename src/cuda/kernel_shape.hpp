@@ -47,6 +47,7 @@ struct WgmmaShape {
   /// K and V of a tile come in parts: some panels of 64 columns of K, some keys of V.
   std::uint32_t part_panels = 0, part_keys = 0;
   std::uint32_t slots = 0;      ///< for parts
+  std::uint32_t mark_slots = 0;  ///< for a tile's bits of a mask
   std::uint32_t weighings = 0;  ///< steps in which scores become weights and meet V
   std::uint32_t shared_bytes = 0;
 
@@ -75,6 +76,13 @@ struct MmaShape {
   std::uint32_t rows() const { return 16 * blocks * row_warps; }
   /// Where chunks may end, and sums of weights are closed.
   std::uint32_t split_len() const { return 8 * keys; }
+};
+
+/// kernels/mask_bits.cu: a warp takes records, of a row's split each, in turn with others.
+struct MaskBits {
+  static constexpr std::uint32_t kThreads = 256, kMostBlocks = 528;
+  static constexpr std::uint32_t kRecordsFrom = 4 * kMostBlocks;  ///< bytes of words of the blocks
+  static std::uint32_t record_bytes(std::uint32_t split_len) { return split_len / 8; }
 };
 
 /// kernels/wgmma3.cu, in the same way, and pairs.cu.
@@ -131,8 +139,8 @@ struct MergeShape {
 };
 
 /// For `num_rows` rows of a group. nullopt for float32, and where registers or shared memory are
-/// too few.
-std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows);
+/// too few. `masked`: rows have masks, which changes no bit.
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows, bool masked);
 /// nullopt for all but float32, and where registers or shared memory are too few.
 std::optional<Wgmma3Shape> wgmma3_shape(const ShapeQuery& query);
 /// nullopt where `max_shared_bytes`, of a block, do not suffice. `masked`: rows have masks.

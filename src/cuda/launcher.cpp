@@ -31,7 +31,9 @@ Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& w
   }
   if (spec.jobs) {
     launch.jobs = shapes_.jobs_of(wave);
-    launch.jobs->memory = memory_.prepared != 0 ? memory_.prepared : memory_.flags;
+    launch.jobs->memory = memory_.flags != 0 ? memory_.flags : memory_.prepared;
+    launch.jobs->prepared = memory_.prepared;
+    if (shapes_.prepare()) launch.jobs->prepared_by = shapes_.prepare_grid(wave).x;
   }
   if (spec.ends) launch.ends = ends;
   return launch;
@@ -44,7 +46,8 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
   const bool partial = !cut.direct;
   const bool ended = ends.out.at != 0;
   const KernelSpec main = shapes_.main(partial, ended);
-  const std::optional<KernelSpec> prepare = shapes_.prepare(), careful = shapes_.careful(ended);
+  const std::optional<KernelSpec> prepare = shapes_.prepare(), other = shapes_.other(ended),
+                                  careful = shapes_.careful(ended);
   const gpu::Batch alike = gpu::batch_of(layout_, block_, box, 0);
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {
@@ -60,6 +63,7 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
     };
     if (prepare) launch(*prepare, shapes_.prepare_grid(wave));
     launch(main, grid);
+    if (other) launch(*other, grid);
     if (careful) launch(*careful, grid);
     if (partial) launch(shapes_.fold_partials(wave), shapes_.fold_grid(wave, part.out.at != 0));
   }

@@ -59,7 +59,7 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
     tiling_ = {.split_len = kDecodeSplitLen, .tile_rows = decode_.rows(indices), .decode = true};
     return;
   }
-  if (eligible("wgmma")) wgmma_ = wgmma_shape(query, indices);
+  if (eligible("wgmma")) wgmma_ = wgmma_shape(query, indices, problem.mask.has_value());
   if (!wgmma_ && eligible("wgmma3")) wgmma3_ = wgmma3_shape(query);
   device_blocks_ = multiprocessors_;
   if (wgmma_) {
@@ -72,6 +72,14 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
                .decode = partial,
                .folds = !partial,
                .flag_rows = 64};
+    if (problem.mask) {
+      const Dims& strides = problem.mask->strides;
+      const std::int64_t heads = strides[1] != 0 ? problem.group_size() : 1;
+      const std::int64_t bytes = heads * MaskBits::record_bytes(wgmma_->split_len());
+      (strides[2] != 0 ? tiling_.split_row_bytes : tiling_.split_bytes) = bytes;
+      tiling_.shared = strides[0] == 0 && strides[1] == 0;
+      tiling_.prepared_head = MaskBits::kRecordsFrom;
+    }
     return;
   }
   if (wgmma3_) {
@@ -131,12 +139,13 @@ KernelSpec Shapes::folding(const std::string& name, std::uint32_t threads,
   return kernel;
 }
 
-KernelSpec Shapes::wgmma(bool careful, bool ended) const {
+KernelSpec Shapes::wgmma(bool careful, bool ended, bool mask_values) const {
   const WgmmaShape& s = *wgmma_;
   KernelSpec kernel = folding("wgmma", s.threads(), s.shared_bytes, s.keys, careful);
   for (std::string& option :
        std::vector{define("WARPGROUPS", s.warpgroups), define("PART_PANELS", s.part_panels),
                    define("PART_KEYS", s.part_keys), define("SLOTS", s.slots),
+                   define("MARK_SLOTS", s.mark_slots), define("MASK_VALUES", mask_values ? 1 : 0),
                    define("WEIGHINGS", s.weighings), define("PARTIAL", tiling_.folds ? 0 : 1),
                    define("ENDED", ended ? 1 : 0)}) {
     kernel.options.push_back(std::move(option));
@@ -188,22 +197,41 @@ KernelSpec Shapes::wgmma3(const std::string& name, std::uint32_t threads,
 }
 
 std::optional<KernelSpec> Shapes::prepare() const {
-  if (!wgmma3_) return std::nullopt;
-  return wgmma3("pairs", Wgmma3Shape::kPairsThreads, 0);
+  if (wgmma3_) return wgmma3("pairs", Wgmma3Shape::kPairsThreads, 0);
+  if (!wgmma_ || !problem_.mask) return std::nullopt;
+  KernelSpec kernel = spec("mask_bits", MaskBits::kThreads, 0);
+  kernel.jobs = true;
+  return kernel;
 }
 
 Grid Shapes::prepare_grid(const gpu::Wave& wave) const {
+  if (wgmma_) {
+    // At most: the kernel knows where heads begin.
+    const Dims& strides = problem_.mask->strides;
+    const std::int64_t heads = problem_.group_size(), kv_heads = problem_.shape.num_kv_heads;
+    const std::int64_t planes = strides[1] != 0   ? wave.num_groups * heads
+                                : strides[0] != 0 ? gpu::ceil_div(wave.num_groups, kv_heads) + 1
+                                                  : 1;
+    const std::int64_t rows = strides[2] != 0 ? gpu::ceil_div(wave.num_indices, heads) + 1 : 1;
+    const std::int64_t records = planes * rows * wave.num_splits, warps = MaskBits::kThreads / kWarp;
+    return {u32(std::min<std::int64_t>(MaskBits::kMostBlocks, gpu::ceil_div(records, warps)))};
+  }
   return {u32(wave.num_splits * tiling_.split_len / wgmma3_->keys), u32(wave.num_groups)};
 }
 
+std::optional<KernelSpec> Shapes::other(bool ended) const {
+  if (!mask_has_values()) return std::nullopt;
+  return wgmma(false, ended && tiling_.folds, true);
+}
+
 std::optional<KernelSpec> Shapes::careful(bool ended) const {
-  if (wgmma_) return wgmma(true, ended && tiling_.folds);
+  if (wgmma_) return wgmma(true, ended && tiling_.folds, mask_has_values());
   if (mma_) return mma(true);
   return std::nullopt;
 }
 
 KernelSpec Shapes::main(bool partial, bool ended) const {
-  if (wgmma_) return wgmma(false, ended && tiling_.folds);
+  if (wgmma_) return wgmma(false, ended && tiling_.folds, false);
   if (mma_) return mma(false);
   if (decode_mma_) return decode_mma();
   if (wgmma3_) return wgmma3("wgmma3", wgmma3_->threads(), wgmma3_->shared_bytes);
@@ -273,7 +301,7 @@ bool Shapes::ends_rows(const Ends& ends) const {
 
 bool Shapes::reads_queries(const TensorRows& q) const {
   if (decode_mma_) return in_words(q, problem_.shape.dtype, problem_.shape.head_dim);
-  return wgmma_ && maps_queries(problem_, *wgmma(false, false).tiles, q);
+  return wgmma_ && maps_queries(problem_, *wgmma(false, false, false).tiles, q);
 }
 
 KernelSpec Shapes::merge() const {

@@ -10,6 +10,7 @@
 #include "cuda/kernel.hpp"
 #include "cuda/kernel_shape.hpp"
 #include "cuda/traits.hpp"
+#include "gpu/kernel_options.hpp"
 #include "gpu/layout.hpp"
 #include "gpu/waves.hpp"
 
@@ -43,9 +44,13 @@ class Shapes {
   Grid main_grid(const gpu::Wave& wave, bool partial) const;
   /// Its jobs, but for the memory.
   Jobs jobs_of(const gpu::Wave& wave) const;
-  /// What has to run in front of main(), and its blocks for a wave: see kernels/pairs.cu.
+  /// What has to run in front of main(), and its blocks for a wave: see kernels/pairs.cu and
+  /// mask_bits.cu.
   std::optional<KernelSpec> prepare() const;
   Grid prepare_grid(const gpu::Wave& wave) const;
+  /// What runs behind main() and takes its place where the mask is not as main() wants it: see
+  /// kernels/wgmma.cu.
+  std::optional<KernelSpec> other(bool ended = false) const;
   /// What has to run behind main(), for the jobs that it has left: see kernels/fold.cuh.
   std::optional<KernelSpec> careful(bool ended = false) const;
 
@@ -70,7 +75,9 @@ class Shapes {
   /// With what a kernel of jobs is compiled for besides.
   KernelSpec folding(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes,
                      std::uint32_t keys, bool careful) const;
-  KernelSpec wgmma(bool careful, bool ended) const;
+  KernelSpec wgmma(bool careful, bool ended, bool mask_values) const;
+  /// Whether scores may have to meet a mask's values, rather than its bits.
+  bool mask_has_values() const { return wgmma_ && gpu::mask_type(problem_) > 1; }
   KernelSpec mma(bool careful) const;
   KernelSpec decode_mma() const;
   KernelSpec wgmma3(const std::string& name, std::uint32_t threads,

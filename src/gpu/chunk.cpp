@@ -118,6 +118,7 @@ Work work_of(const Layout& layout, const core::Block& block, const ChunkBox& box
           .partials = layout.partial_rows(block.row_end - block.row_begin) / layout.tiling.units,
           .prepared = layout.prepared_splits(block.group_end - block.group_begin,
                                              block.row_end - block.row_begin),
+          .shared = layout.tiling.shared,
           .decode = layout.tiling.decode,
           .folds = layout.tiling.folds};
 }

@@ -26,7 +26,11 @@ struct Tiling {
   bool folds = false;      ///< it goes on from the state, split after split: never partial states
   std::int64_t units = 1;  ///< parts of a split with partial states of their own
   std::int64_t flag_rows = 0;    ///< row indices that share a flag of the kernel's; 0 without flags
-  std::int64_t split_bytes = 0;  ///< of a group's split, whose keys are prepared first; 0 where not
+  /// What is prepared of a split first: bytes of a group's, and of each row besides; 0 where nothing
+  /// is. `shared`: all groups use the same.
+  std::int64_t split_bytes = 0, split_row_bytes = 0;
+  std::int64_t prepared_head = 0;  ///< bytes in front of that
+  bool shared = false;
 };
 
 /// Sizes in bytes, for a block of `groups` x `rows`.
@@ -67,15 +71,25 @@ struct Layout {
                                    : std::max(kDecodeTiles, 2 * ceil_div(partial_rows(rows), tile));
     return 4 * tiles * (tile / tiling.flag_rows);
   }
-  /// Splits of a group that a wave can have prepared keys of; 0 where none are.
+  std::int64_t prepared_bytes(std::int64_t rows) const {
+    return tiling.split_bytes + rows * tiling.split_row_bytes;
+  }
+  /// Splits of a group (of all, where they share them) that a wave can have prepared; 0 where
+  /// nothing is.
   std::int64_t prepared_splits(std::int64_t groups, std::int64_t rows) const {
-    if (tiling.split_bytes == 0) return 0;
+    if (prepared_bytes(rows) == 0) return 0;
     const std::int64_t likely = 8 * o(states(groups, rows));
     const std::int64_t bytes = std::clamp(likely, 4 * kMinWindow, kMaxPrepared);
-    return std::max<std::int64_t>(1, bytes / tiling.split_bytes);
+    return std::max<std::int64_t>(1, bytes / prepared_bytes(rows));
   }
   std::int64_t prepared(std::int64_t groups, std::int64_t rows) const {
-    return prepared_splits(groups, rows) * tiling.split_bytes;
+    return tiling.prepared_head + prepared_splits(groups, rows) * prepared_bytes(rows);
+  }
+  /// Whether a chunk of these keys, of the whole block, is one wave as far as that goes.
+  bool prepared_at_once(std::int64_t groups, std::int64_t rows, std::int64_t keys) const {
+    const std::int64_t sets = tiling.shared ? 1 : groups;
+    return prepared_bytes(rows) == 0 ||
+           sets * ceil_div(keys, split_len()) <= prepared_splits(groups, rows);
   }
   /// Keys and values of a window that every group of a chunk needs.
   std::int64_t key_bytes(std::int64_t groups) const { return groups * (k_pitch() + v_pitch()); }

@@ -44,8 +44,9 @@ Waves cut_chunk(const Work& work) {
         std::min({work.splits, work.partials / (work.indices * step.num_groups), kMostGroups});
   }
   if (work.prepared > 0) {
-    step.num_groups = std::min(step.num_groups, work.prepared);
-    step.num_splits = std::min(step.num_splits, work.prepared / step.num_groups);
+    if (!work.shared) step.num_groups = std::min(step.num_groups, work.prepared);
+    const std::int64_t sets = work.shared ? 1 : step.num_groups;
+    step.num_splits = std::min(step.num_splits, work.prepared / sets);
   }
   return {direct, cut(work, step)};
 }

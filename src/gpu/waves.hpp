@@ -21,6 +21,7 @@ struct Work {
   std::int64_t max_groups = 0;  ///< workgroups along z that the device takes
   std::int64_t partials = 0;    ///< partial states of splits that there is room for
   std::int64_t prepared = 0;    ///< splits of a group that fit into a wave; 0: all
+  bool shared = false;          ///< these serve all groups
   bool decode = false;          ///< the kernel gives partial states only
   bool folds = false;           ///< it never gives any
 };

@@ -183,14 +183,59 @@ TEST_P(Masks, KeysHiddenFromSomeRowsLeakToTheOthersOnly) {
 
 TEST_P(Masks, AnAdditiveMaskThatHidesAgreesWithABoolMask) {
   Rng rng("agree");
-  Inputs with_bool({.q_len = 12, .kv_len = 700, .mask = Mask::kBool}, rng);
-  Inputs additive({.q_len = 12, .kv_len = 700, .mask = Mask::kAdditive}, rng);
-  additive.mask.each(
-      [&](const Dims& i) { additive.mask.set(i, with_bool.mask.at(i) != 0 ? 0 : -kInf); });
-  Call call = with_bool.call();
-  const Outputs one = run(call);
-  call.options.mask = additive.mask.view();
-  EXPECT_EQ(one.bytes(), run(call).bytes());
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16}) {
+    Inputs with_bool({.dtype = dtype, .q_len = 12, .kv_len = 700, .mask = Mask::kBool}, rng);
+    Inputs additive({.dtype = dtype, .q_len = 12, .kv_len = 700, .mask = Mask::kAdditive}, rng);
+    additive.mask.each(
+        [&](const Dims& i) { additive.mask.set(i, with_bool.mask.at(i) != 0 ? 0 : -kInf); });
+    Call call = with_bool.call();
+    const Outputs one = run(call);
+    call.options.mask = additive.mask.view();
+    EXPECT_EQ(one.bytes(), run(call).bytes());
+  }
+}
+
+TEST_P(Masks, TilesThatAMaskHides) {
+  Rng rng("tiles");
+  struct Variant {
+    std::int64_t q_len;
+    Mask mask;
+    std::array<bool, 4> broadcast;
+  };
+  const std::vector<Variant> variants = {{3, Mask::kBool, {true, true, false, false}},
+                                         {150, Mask::kBool, {}},
+                                         {150, Mask::kAdditive, {false, true, true, false}},
+                                         {150, Mask::kAdditiveSameDType, {true, true, false, false}},
+                                         {700, Mask::kAdditive, {true, true, false, false}},
+                                         {700, Mask::kBool, {true, false, false, false}}};
+  constexpr std::int64_t kKeys = 3'400, kBlock = 192;  // no multiple of most kernels' tiles
+  const auto hides = [&](std::int64_t row, std::int64_t key) {
+    const std::int64_t block = key / kBlock;
+    return block % 5 == 4 || (row / 64 + block) % 3 == 0 || row % 100 == 7;
+  };
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
+    for (const auto& [q_len, mask, broadcast] : variants) {
+      Inputs inputs({.dtype = dtype,
+                     .batch = 2,
+                     .q_len = q_len,
+                     .kv_len = kKeys,
+                     .head_dim = 8,
+                     .mask = mask,
+                     .mask_broadcast = broadcast},
+                    rng);
+      const float shown = mask == Mask::kBool ? 1 : 0, hidden = mask == Mask::kBool ? 0 : -kInf;
+      inputs.mask.each([&](const Dims& i) {
+        if (hides(i[2], i[3])) inputs.mask.set(i, hidden);
+        // Behind, what is not hidden keeps its value.
+        else if (i[3] < kKeys / 2) inputs.mask.set(i, shown);
+      });
+      for (std::int64_t key = 4 * kBlock; key < kKeys; key += 5 * kBlock)
+        spoil(inputs, key, std::min(key + kBlock, kKeys));
+      const Call call = inputs.call();
+      std::vector<RowId> rows = all_rows(call.q);
+      std::erase_if(rows, [](const RowId& row) { return row.row > 10 && row.row % 16 != 0; });
+      expect_right(call, run(call), rows);
+    }
 }
 
 TEST_P(Masks, AMaskMayHoldAnyTrueByte) {

@@ -92,6 +92,7 @@ std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& t
     const Shapes shapes(problem, traits);
     for (const bool partial : {false, true}) all.push_back(shapes.main(partial));
     if (shapes.prepare()) all.push_back(*shapes.prepare());
+    if (shapes.other()) all.push_back(*shapes.other());
     if (shapes.careful()) all.push_back(*shapes.careful());
     if (shapes.careful())
       all.push_back(shapes.main(false, true)), all.push_back(*shapes.careful(true));

@@ -74,6 +74,15 @@ TEST(Waves, HoldWhatIsPrepared) {
         EXPECT_TRUE(cut.direct);
         expect_covered(work, cut.waves);
         for (const Wave& w : cut.waves) EXPECT_LE(w.num_groups * w.num_splits, prepared);
+
+        Work shared = work;
+        shared.shared = true;
+        const Waves of_shared = cut_chunk(shared);
+        expect_covered(shared, of_shared.waves);
+        for (const Wave& w : of_shared.waves) {
+          EXPECT_EQ(w.num_groups, groups);
+          EXPECT_EQ(w.num_splits, std::min(prepared, splits - w.split));
+        }
       }
 }
 

@@ -65,12 +65,12 @@ KEYFOLD_INLINE float biased(float s, float bias) {
 }
 
 // `mask`: of a row, the chunk's first key. `edge`: some row may not see some of the keys; then
-// `seen(r)` is the keys that row r sees, and no other mask is read.
-template <i32 kCount, class Seen>
+// `seen(r)` is the keys that row r sees, and no other mask is read. kMasks: masks are added here.
+template <bool kMasks = kMaskType != 0, i32 kCount, class Seen>
 KEYFOLD_INLINE void finish_scores(float (&s)[kCount], const Params& p, const u64 (&mask)[2],
                                   i32 first, bool edge, const Seen& seen) {
   if constexpr (kFinished) scale_scores(s, p);
-  if (kMaskType != 0 && !edge && masks_in_pairs(p)) {
+  if (kMasks && !edge && masks_in_pairs(p)) {
 #pragma unroll
     for (i32 i = 0; i < kCount; i += 2) {
       constexpr u32 kSize = kMaskType == 1 ? 1 : kMaskType == 2 ? 4 : 2;
@@ -80,7 +80,7 @@ KEYFOLD_INLINE void finish_scores(float (&s)[kCount], const Params& p, const u64
     }
     return;
   }
-  if (kMaskType == 0 && !edge) return;
+  if (!kMasks && !edge) return;
   const Range ranges[2] = {edge ? seen(0) : Range{-1 << 30, 1 << 30},
                            edge ? seen(1) : Range{-1 << 30, 1 << 30}};
 #pragma unroll
@@ -88,7 +88,7 @@ KEYFOLD_INLINE void finish_scores(float (&s)[kCount], const Params& p, const u64
     const i32 key = first + i / 4 * 8 + i % 2, r = i / 2 % 2;
     if (key < ranges[r].begin || key >= ranges[r].end) {
       s[i] = hidden();
-    } else if (kMaskType != 0) {
+    } else if (kMasks) {
       s[i] = biased(s[i], mask_value(mask[r] + i64(key) * p.mask_key));
     }
   }

@@ -12,8 +12,11 @@
 // Inf and NaN of V have no place in a product, where 0 times them would be NaN. Where the output is
 // not finite, the state stays as it is and the job is left to the same kernel with KEYFOLD_CAREFUL,
 // which meets the keys four times: with 1 where V is Inf, -Inf, NaN, and then with the rest of V.
+//
+// A mask comes as bits (wgmma_marks.cuh). Where it has other values than 0 and -Inf, another kernel
+// takes the launch's place, which reads the mask itself; the bits of results are the same.
 #include "scores.cuh"
-#include "wgmma_jobs.cuh"
+#include "wgmma_copies.cuh"
 
 // --- Consumers ----------------------------------------------------------------------------------
 
@@ -34,10 +37,11 @@ KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, u32 
   const i32 first = n * i32(kKeys);
   const bool edge = first < job.full.begin || first + i32(kKeys) > job.full.end;
   if (!edge && !kFinished) return;
-  finish_scores(c.s, p, c.mask, first + 2 * i32(lane % 4), edge, [&](u32 r) {
+  const auto seen = [&](u32 r) {
     const u32 index = smaller(job.first + row + 8 * r, p.index_end - 1);
     return visible(load_batch(p, job.group / p.kv_heads), index / p.heads);
-  });
+  };
+  finish_scores<kMaskValues>(c.s, p, c.mask, first + 2 * i32(lane % 4), edge, seen);
 }
 
 // Beyond this the product of a maximum and log2(e) is too coarse to take scores against, or
@@ -310,12 +314,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const Barriers bars = barriers_at(base + kBarriersAt);
   Job* const records = reinterpret_cast<Job*>(shared + kRecordsAt);
   if (kCareful) await_previous();
+  if (!kCareful && kMaskType > 1 && has_values(jobs) != kMaskValues) return;
+  const bool releases = !kCareful && jobs.small != 0;
   if (threadIdx.x == 0) {
     barrier_init(bars.q_full, 1);
     barrier_init(bars.q_empty, kWarpgroups);
     for (u32 i = 0; i < 8 * kSlots; i += 8) {
       barrier_init(bars.full + i, 1);
       barrier_init(bars.empty + i, kWarpgroups);
+    }
+    for (u32 i = 0; i < 8 * kMarkSlots; i += 8) {
+      barrier_init(bars.marks_full + i, 32 * kMarkWarps);
+      barrier_init(bars.marks_empty + i, 4 * kWarpgroups + 1 + (releases ? 1 : 0));
     }
     barriers_are_there();
     prefetch_map(q_map);
@@ -328,7 +338,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x < 128) {
     give_registers<kWarpgroups == 3 ? 32 : 40>();
     if (threadIdx.x == 0) produce(q_map, k_map, v_map, p, jobs, ends, base, bars, records);
-    if (threadIdx.x == 32 && !kCareful && jobs.small != 0) release(bars, records);
+    if (threadIdx.x == 32 && releases) release(base, bars, records);
+    constexpr u32 kFirst = 128 - 32 * kMarkWarps;
+    if (kMasked && threadIdx.x >= kFirst) {
+      mark(p, jobs, records, base, bars, threadIdx.x - kFirst);
+    }
     return;
   }
   take_registers<kWarpgroups == 3 ? 160 : 232>();
@@ -338,6 +352,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const bool leader = consumer % 128 == 0;
 
   Ring ring;
+  MarkRing marks_ring;
   Rows c;
   for (u32 i = 0;; ++i) {
     barrier_wait(bars.q_full, i % 2);
@@ -355,7 +370,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       inside[r] = index < p.index_end;
       const u32 at = smaller(index, p.index_end - 1);
       state[r] = state_of(p, job, at);
-      if (kMaskType != 0) c.mask[r] = mask_address(p, job.group / p.kv_heads, job.group, at);
+      if (kMaskValues) c.mask[r] = mask_address(p, job.group / p.kv_heads, job.group, at);
     }
     if (kPartial && blind) {
       for (u32 r = 0; r < 2; ++r) {
@@ -385,17 +400,40 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 
       load_state(c, p, state, pass, lane);
       for (i32 n = job.begin; n < job.end; ++n) {
+        const auto closes = [&] { return (n + 1) * i32(kKeys) % i32(kSplitLen) == 0; };
+        const auto let_q_go = [&] {
+          if (pass == 0 && n + 1 == job.end && leader) barrier_arrive(bars.q_empty);
+        };
+        const auto let_marks_go = [&] {
+          __syncwarp();
+          leave_marks(marks_ring, bars, lane == 0);
+        };
+        // Tiles that the mask hides are passed by in a loop of their own: scores would stay in
+        // registers through a branch of this one.
+        if constexpr (kMasked) {
+          for (; n < job.end; ++n) {
+            if (await_marks(marks_ring, base, bars)) break;
+            let_marks_go();
+            let_q_go();
+            if (closes()) close_split(c);
+          }
+          if (n == job.end) break;
+        }
         const Ring keys = ring;
         hold(c.s);
 #pragma unroll
         for (u32 part = 0; part < kKeyParts; ++part) issue_scores(c, q, take(), part);
         products_commit();
+        Marks marks;
+        if (kMasked && !kMaskValues) marks.load(marks_ring, base, row);
+        if (kMasked) let_marks_go();
         products_wait<0>();
         hold(c.s);
         give(keys, kKeyParts);
-        if (pass == 0 && n + 1 == job.end && leader) barrier_arrive(bars.q_empty);
+        let_q_go();
 
         finish_scores(c, p, job, row, n, lane);
+        if (kMasked && !kMaskValues) marks.hide(c.s, lane);
         const Step step = raise_maxima(c, p);
         const Ring values = ring;
         u32 v = 0;
@@ -418,7 +456,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
           }
           products_commit();
         }
-        if ((n + 1) * i32(kKeys) % i32(kSplitLen) == 0) close_split(c);
+        if (closes()) close_split(c);
         products_wait<0>();
         hold(c.o);
         give(values, kValueParts);

@@ -1,4 +1,4 @@
-// What the two sides of wgmma.cu agree on: tiles, shared memory, jobs. And the side that copies.
+// What the sides of wgmma.cu agree on: tiles, shared memory, barriers, jobs.
 #pragma once
 
 #include "hopper.cuh"
@@ -10,6 +10,7 @@ constexpr u32 kWarpgroups = KEYFOLD_WARPGROUPS;  // that consume
 constexpr bool kPartial = KEYFOLD_PARTIAL;
 constexpr bool kEnded = KEYFOLD_ENDED;  // rows begin empty, and results are written
 constexpr u32 kSlots = KEYFOLD_SLOTS;   // of the ring
+constexpr u32 kMarkSlots = KEYFOLD_MARK_SLOTS;  // of the ring of marks; 0 without a mask
 constexpr u32 kRows = 64 * kWarpgroups, kConsumers = 128 * kWarpgroups;
 static_assert(kThreads == kConsumers + 128 && kSplitLen % kKeys == 0, "as in kernel_shape.hpp");
 // Panels of 64 columns.
@@ -23,10 +24,12 @@ static_assert(kHeadPanels % kPartPanels == 0 && kKeys % kPartKeys == 0 && kPartK
 constexpr u32 kQueryPanel = 64 * 128, kKeyPanel = kKeys * 128, kValuePanel = kPartKeys * 128;
 constexpr u32 kKeyBytes = kPartPanels * kKeyPanel, kValueBytes = kValuePanels * kValuePanel;
 constexpr u32 kSlotBytes = larger(kKeyBytes, kValueBytes);
-// Shared memory: q, slots, barriers, two jobs.
+constexpr u32 kMarkRow = kKeys / 8, kMarkBytes = kRows * kMarkRow;
+// Shared memory: q, slots, marks, barriers, two jobs, what is said of the marks.
 constexpr u32 kSlotsAt = kWarpgroups * kHeadPanels * kQueryPanel;
-constexpr u32 kBarriersAt = kSlotsAt + kSlots * kSlotBytes;
-constexpr u32 kRecordsAt = kBarriersAt + 16 * (kSlots + 1);
+constexpr u32 kMarksAt = kSlotsAt + kSlots * kSlotBytes;
+constexpr u32 kBarriersAt = kMarksAt + kMarkSlots * kMarkBytes;
+constexpr u32 kRecordsAt = kBarriersAt + 16 * (kSlots + kMarkSlots + 1);
 // Scores become weights in steps: products of one with V run beside exponentials of the next.
 constexpr u32 kWeighings = KEYFOLD_WEIGHINGS, kSteps = kKeys / 16 / kWeighings;
 constexpr i32 kPasses = kCareful ? 4 : 1;
@@ -42,7 +45,26 @@ struct Jobs {
   u32 tiles;   // of rows, in each
   u32 small;   // of these, the first, which have
   u32 units;   // as many warpgroups' rows; the others have rows of all
+  u64 bits;    // of the mask: see mask_bits.cuh
+  u32 blocks;  // that have made them
 };
+
+struct Barriers {  // full and empty: one a slot
+  u32 q_full, q_empty, full, empty, marks_full, marks_empty;
+};
+KEYFOLD_INLINE Barriers barriers_at(u32 at) {
+  const u32 full = at + 16, marks = full + 16 * kSlots;
+  return {at, at + 8, full, full + 8 * kSlots, marks, marks + 8 * kMarkSlots};
+}
+// A place in a ring of slots.
+template <u32 kCount>
+struct RingOf {
+  u32 slot = 0, parity = 0;
+  KEYFOLD_INLINE void step() {
+    if (++slot == kCount) slot = 0, parity ^= 1;
+  }
+};
+using Ring = RingOf<kSlots>;
 
 // --- Jobs ---------------------------------------------------------------------------------------
 
@@ -54,8 +76,9 @@ struct Job {
   u32 units;         // warpgroups that have rows; 0: there is no more to do
   u32 number;        // of its flags
   i32 begin, end;    // tiles of keys; none: its rows see nothing
-  Range full;        // keys that all its rows see
+  Range full;        // keys that all its rows see, but for masks
 };
+constexpr u32 kSaidAt = kRecordsAt + 2 * sizeof(Job);
 KEYFOLD_INLINE u64 flag_of(const Jobs& jobs, const Job& job, u32 warpgroup) {
   return jobs.redo + 4 * (job.number * kWarpgroups + warpgroup);
 }
@@ -82,11 +105,9 @@ KEYFOLD_INLINE bool find_job(const Params& p, const Jobs& jobs, u32 i, Job& job,
   const u32 last = smaller(job.first + 64 * job.units, p.index_end) - 1;
   Range early = visible(seen, job.first / p.heads), late = visible(seen, last / p.heads);
   job.full = {late.begin, early.end};
-  if (kPartial) {
-    const i32 from = (p.split + job.split) * kSplitLen;
-    early.begin = larger(early.begin, from);
-    late.end = smaller(late.end, from + i32(kSplitLen));
-  }
+  const u32 first = p.split + (kPartial ? job.split : 0), count = kPartial ? 1 : p.num_splits;
+  early.begin = larger(early.begin, i32(first * kSplitLen));
+  late.end = smaller(late.end, i32((first + count) * kSplitLen));
   job.begin = early.begin / i32(kKeys);
   job.end = (late.end + i32(kKeys) - 1) / i32(kKeys);
   if (early.begin >= late.end) {
@@ -97,99 +118,4 @@ KEYFOLD_INLINE bool find_job(const Params& p, const Jobs& jobs, u32 i, Job& job,
   u32 any = 0;
   for (u32 w = 0; w < job.units; ++w) any |= read_word(flag_of(jobs, job, w));
   return any != 0;
-}
-
-// --- The producer -------------------------------------------------------------------------------
-
-struct Barriers {  // full and empty: one a slot
-  u32 q_full, q_empty, full, empty;
-};
-KEYFOLD_INLINE Barriers barriers_at(u32 at) { return {at, at + 8, at + 16, at + 16 + 8 * kSlots}; }
-// A place in the ring of slots.
-struct Ring {
-  u32 slot = 0, parity = 0;
-  KEYFOLD_INLINE void step() {
-    if (++slot == kSlots) slot = 0, parity ^= 1;
-  }
-};
-
-KEYFOLD_INLINE void produce(const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map,
-                            const Params& p, const Jobs& jobs, const Ends& ends, u32 base,
-                            const Barriers& bars, Job* records) {
-  Ring ring;
-  u32 q_parity = 1, record = 0;
-  const auto next = [&] {  // one is read while the other is written
-    barrier_wait(bars.q_empty, q_parity);
-    q_parity ^= 1;
-    return &records[record++ % 2];
-  };
-  bool more = true;
-  for (u32 i = 0; more; ++i) {
-    Job job;
-    if (!find_job(p, jobs, i, job, more)) continue;
-    *next() = job;
-    if (job.begin == job.end) {
-      barrier_arrive(bars.q_full);
-      continue;
-    }
-    const u32 batch = job.group / p.kv_heads, kv_head = job.group % p.kv_heads;
-    barrier_expect(bars.q_full, job.units * kHeadPanels * kQueryPanel);
-    for (u32 w = 0; w < job.units; ++w) {
-      for (u32 c = 0; c < kHeadPanels; ++c) {
-        // A map of gathered rows has one head, and the groups of the block behind each other.
-        const bool there = ends.q.at != 0;
-        const u32 index = job.first + 64 * w;
-        copy_5d(base + (w * kHeadPanels + c) * kQueryPanel, q_map, bars.q_full, 64 * c, 0,
-                there ? index / p.heads : index, there ? kv_head : job.group - p.block_group,
-                there ? batch : 0);
-      }
-    }
-    // A tensor that is broadcast over heads or batch entries has one of them.
-    const i32 k_head = p.k_head != 0 ? kv_head : 0, k_batch = p.k_batch != 0 ? batch : 0;
-    const i32 v_head = p.v_head != 0 ? kv_head : 0, v_batch = p.v_batch != 0 ? batch : 0;
-    for (i32 pass = 0; pass < kPasses; ++pass) {
-      for (i32 n = job.begin; n < job.end; ++n) {
-        for (u32 part = 0; part < kKeyParts + kValueParts; ++part) {
-          const u32 to = base + kSlotsAt + ring.slot * kSlotBytes, full = bars.full + 8 * ring.slot;
-          barrier_wait(bars.empty + 8 * ring.slot, ring.parity ^ 1);
-          if (part < kKeyParts) {
-            barrier_expect(full, kKeyBytes);
-            for (u32 c = 0; c < kPartPanels; ++c) {
-              copy_4d(to + c * kKeyPanel, k_map, full, 64 * (part * kPartPanels + c), n * kKeys,
-                      k_head, k_batch);
-            }
-          } else {
-            barrier_expect(full, kValueBytes);
-            for (u32 c = 0; c < kValuePanels; ++c) {
-              copy_4d(to + c * kValuePanel, v_map, full, 64 * c,
-                      n * kKeys + (part - kKeyParts) * kPartKeys, v_head, v_batch);
-            }
-          }
-          ring.step();
-        }
-      }
-    }
-  }
-  next()->units = 0;
-  barrier_arrive(bars.q_full);
-}
-
-// Lets slots go for warpgroups that have no rows.
-KEYFOLD_INLINE void release(const Barriers& bars, const Job* records) {
-  Ring ring;
-  for (u32 i = 0;; ++i) {
-    barrier_wait(bars.q_full, i % 2);
-    const Job job = records[i % 2];
-    if (job.units == 0) return;
-    const auto arrive = [&](u32 barrier) {
-      for (u32 w = job.units; w < kWarpgroups; ++w) barrier_arrive(barrier);
-    };
-    arrive(bars.q_empty);
-    const i32 parts = (job.end - job.begin) * i32(kKeyParts + kValueParts);
-    for (i32 part = 0; part < parts; ++part) {
-      barrier_wait(bars.full + 8 * ring.slot, ring.parity);
-      arrive(bars.empty + 8 * ring.slot);
-      ring.step();
-    }
-  }
 }
