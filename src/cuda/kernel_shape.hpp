@@ -46,9 +46,9 @@ struct WgmmaShape {
   std::uint32_t keys = 0;  ///< of a tile
   /// K and V of a tile come in parts: some panels of 64 columns of K, some keys of V.
   std::uint32_t part_panels = 0, part_keys = 0;
-  std::uint32_t slots = 0;      ///< for parts
+  std::uint32_t slots = 0;       ///< for parts
   std::uint32_t mark_slots = 0;  ///< for a tile's bits of a mask
-  std::uint32_t weighings = 0;  ///< steps in which scores become weights and meet V
+  std::uint32_t weighings = 0;   ///< steps in which scores become weights and meet V
   std::uint32_t shared_bytes = 0;
 
   std::uint32_t threads() const { return 128 * (warpgroups + 1); }
@@ -82,12 +82,14 @@ struct MmaShape {
 struct MaskBits {
   static constexpr std::uint32_t kThreads = 256, kMostBlocks = 528;
   static constexpr std::uint32_t kRecordsFrom = 4 * kMostBlocks;  ///< bytes of words of the blocks
-  static std::uint32_t record_bytes(std::uint32_t split_len) { return split_len / 8; }
+  static constexpr std::int64_t kMostBytes = 24 << 20;            ///< of records, about
+  static std::uint32_t record_bytes(std::uint32_t split_len) { return split_len / 8 + 16; }
 };
 
 /// kernels/wgmma3.cu, in the same way, and pairs.cu.
 struct Wgmma3Shape {
   static constexpr std::uint32_t kPairsThreads = 256;
+  static constexpr std::int64_t kMostPrepared = 64 << 20;  ///< bytes of pairs, about
   /// Rows of a group up to which splits go side by side, so that few rows keep a large device busy.
   static constexpr std::int64_t kFewRows = 1024;
 

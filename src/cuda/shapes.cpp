@@ -79,6 +79,7 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
       (strides[2] != 0 ? tiling_.split_row_bytes : tiling_.split_bytes) = bytes;
       tiling_.shared = strides[0] == 0 && strides[1] == 0;
       tiling_.prepared_head = MaskBits::kRecordsFrom;
+      tiling_.most_prepared = MaskBits::kMostBytes;
     }
     return;
   }
@@ -91,7 +92,8 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
                .tile_rows = wgmma3_->rows(),
                .decode = apart,
                .folds = !apart,
-               .split_bytes = std::int64_t{kPrefillSplitLen / wgmma3_->keys} * wgmma3_->tile_bytes};
+               .split_bytes = std::int64_t{kPrefillSplitLen / wgmma3_->keys} * wgmma3_->tile_bytes,
+               .most_prepared = Wgmma3Shape::kMostPrepared};
     return;
   }
   if (eligible("mma")) mma_ = mma_shape(query, problem.mask.has_value(), traits.max_shared_bytes);
@@ -200,6 +202,7 @@ std::optional<KernelSpec> Shapes::prepare() const {
   if (wgmma3_) return wgmma3("pairs", Wgmma3Shape::kPairsThreads, 0);
   if (!wgmma_ || !problem_.mask) return std::nullopt;
   KernelSpec kernel = spec("mask_bits", MaskBits::kThreads, 0);
+  kernel.options.push_back(define("KEYS", wgmma_->keys));
   kernel.jobs = true;
   return kernel;
 }
@@ -213,7 +216,8 @@ Grid Shapes::prepare_grid(const gpu::Wave& wave) const {
                                 : strides[0] != 0 ? gpu::ceil_div(wave.num_groups, kv_heads) + 1
                                                   : 1;
     const std::int64_t rows = strides[2] != 0 ? gpu::ceil_div(wave.num_indices, heads) + 1 : 1;
-    const std::int64_t records = planes * rows * wave.num_splits, warps = MaskBits::kThreads / kWarp;
+    const std::int64_t records = planes * rows * wave.num_splits,
+                       warps = MaskBits::kThreads / kWarp;
     return {u32(std::min<std::int64_t>(MaskBits::kMostBlocks, gpu::ceil_div(records, warps)))};
   }
   return {u32(wave.num_splits * tiling_.split_len / wgmma3_->keys), u32(wave.num_groups)};

@@ -10,7 +10,6 @@ namespace keyfold::gpu {
 inline constexpr std::int64_t kBusyTiles = 512;     ///< workgroups that keep a large device busy
 inline constexpr std::int64_t kDecodeTiles = 4096;  ///< workgroups of one wave of short kernels
 inline constexpr std::int64_t kMaxPartials = 32 << 20;  ///< bytes of partial states, about
-inline constexpr std::int64_t kMaxPrepared = 64 << 20;  ///< bytes of prepared keys, about
 inline constexpr std::int64_t kFrames = 2;              ///< submissions in flight
 inline constexpr std::int64_t kMinWindow = 1 << 20, kMaxWindow = 32 << 20;
 inline constexpr std::int64_t kMaxPiece = 4 << 20;
@@ -25,11 +24,12 @@ struct Tiling {
   bool decode = false;         ///< short kernels, which give partial states only
   bool folds = false;      ///< it goes on from the state, split after split: never partial states
   std::int64_t units = 1;  ///< parts of a split with partial states of their own
-  std::int64_t flag_rows = 0;    ///< row indices that share a flag of the kernel's; 0 without flags
-  /// What is prepared of a split first: bytes of a group's, and of each row besides; 0 where nothing
-  /// is. `shared`: all groups use the same.
+  std::int64_t flag_rows = 0;  ///< row indices that share a flag of the kernel's; 0 without flags
+  /// What is prepared of a split first: bytes of a group's, and of each row besides; 0 where
+  /// nothing is. `shared`: all groups use the same.
   std::int64_t split_bytes = 0, split_row_bytes = 0;
   std::int64_t prepared_head = 0;  ///< bytes in front of that
+  std::int64_t most_prepared = 0;  ///< bytes of all that, about
   bool shared = false;
 };
 
@@ -79,7 +79,7 @@ struct Layout {
   std::int64_t prepared_splits(std::int64_t groups, std::int64_t rows) const {
     if (prepared_bytes(rows) == 0) return 0;
     const std::int64_t likely = 8 * o(states(groups, rows));
-    const std::int64_t bytes = std::clamp(likely, 4 * kMinWindow, kMaxPrepared);
+    const std::int64_t bytes = std::clamp(likely, 4 * kMinWindow, tiling.most_prepared);
     return std::max<std::int64_t>(1, bytes / prepared_bytes(rows));
   }
   std::int64_t prepared(std::int64_t groups, std::int64_t rows) const {

@@ -202,12 +202,13 @@ TEST_P(Masks, TilesThatAMaskHides) {
     Mask mask;
     std::array<bool, 4> broadcast;
   };
-  const std::vector<Variant> variants = {{3, Mask::kBool, {true, true, false, false}},
-                                         {150, Mask::kBool, {}},
-                                         {150, Mask::kAdditive, {false, true, true, false}},
-                                         {150, Mask::kAdditiveSameDType, {true, true, false, false}},
-                                         {700, Mask::kAdditive, {true, true, false, false}},
-                                         {700, Mask::kBool, {true, false, false, false}}};
+  const std::vector<Variant> variants = {
+      {3, Mask::kBool, {true, true, false, false}},
+      {150, Mask::kBool, {}},
+      {150, Mask::kAdditive, {false, true, true, false}},
+      {150, Mask::kAdditiveSameDType, {true, true, false, false}},
+      {700, Mask::kAdditive, {true, true, false, false}},
+      {700, Mask::kBool, {true, false, false, false}}};
   constexpr std::int64_t kKeys = 3'400, kBlock = 192;  // no multiple of most kernels' tiles
   const auto hides = [&](std::int64_t row, std::int64_t key) {
     const std::int64_t block = key / kBlock;
@@ -227,7 +228,8 @@ TEST_P(Masks, TilesThatAMaskHides) {
       inputs.mask.each([&](const Dims& i) {
         if (hides(i[2], i[3])) inputs.mask.set(i, hidden);
         // Behind, what is not hidden keeps its value.
-        else if (i[3] < kKeys / 2) inputs.mask.set(i, shown);
+        else if (i[3] < kKeys / 2)
+          inputs.mask.set(i, shown);
       });
       for (std::int64_t key = 4 * kBlock; key < kKeys; key += 5 * kBlock)
         spoil(inputs, key, std::min(key + kBlock, kKeys));

@@ -324,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       barrier_init(bars.empty + i, kWarpgroups);
     }
     for (u32 i = 0; i < 8 * kMarkSlots; i += 8) {
-      barrier_init(bars.marks_full + i, 32 * kMarkWarps);
+      barrier_init(bars.marks_full + i, 32);
       barrier_init(bars.marks_empty + i, 4 * kWarpgroups + 1 + (releases ? 1 : 0));
     }
     barriers_are_there();
@@ -341,7 +341,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 32 && releases) release(base, bars, records);
     constexpr u32 kFirst = 128 - 32 * kMarkWarps;
     if (kMasked && threadIdx.x >= kFirst) {
-      mark(p, jobs, records, base, bars, threadIdx.x - kFirst);
+      mark(p, jobs, records, base, bars, (threadIdx.x - kFirst) / 32, threadIdx.x % 32);
     }
     return;
   }
@@ -352,7 +352,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const bool leader = consumer % 128 == 0;
 
   Ring ring;
-  MarkRing marks_ring;
+  MarkRing marks;
   Rows c;
   for (u32 i = 0;; ++i) {
     barrier_wait(bars.q_full, i % 2);
@@ -380,7 +380,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     if (blind && leader) barrier_arrive(bars.q_empty);
     if (kPartial && blind) continue;
 
-    u32 marks[kCareful ? kValueWidth / 16 : 1] = {};  // four bits an element: those of the passes
+    u32 odds[kCareful ? kValueWidth / 16 : 1] = {};  // four bits an element: those of the passes
     for (i32 pass = kPasses - 1; pass >= 0; --pass) {
       // Slots are free when the products with what is in them are done.
       const auto give = [&](Ring used, u32 parts) {
@@ -399,41 +399,36 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       };
 
       load_state(c, p, state, pass, lane);
-      for (i32 n = job.begin; n < job.end; ++n) {
-        const auto closes = [&] { return (n + 1) * i32(kKeys) % i32(kSplitLen) == 0; };
-        const auto let_q_go = [&] {
-          if (pass == 0 && n + 1 == job.end && leader) barrier_arrive(bars.q_empty);
-        };
+      i32 split = job.begin / kSplitTiles;  // of the tile before
+      for (Tile tile{job.begin - 1};;) {
+        if (blind) break;
+        const bool more = next_tile(tile, job, marks, base, bars);
+        const i32 n = tile.n;
         const auto let_marks_go = [&] {
-          __syncwarp();
-          leave_marks(marks_ring, bars, lane == 0);
+          if (kMasked) __syncwarp();
+          leave_marks(marks, bars, lane == 0);
         };
-        // Tiles that the mask hides are passed by in a loop of their own: scores would stay in
-        // registers through a branch of this one.
-        if constexpr (kMasked) {
-          for (; n < job.end; ++n) {
-            if (await_marks(marks_ring, base, bars)) break;
-            let_marks_go();
-            let_q_go();
-            if (closes()) close_split(c);
-          }
-          if (n == job.end) break;
+        if (!more) {
+          let_marks_go();
+          break;
+        }
+        if (kMasked && n / kSplitTiles != split) {
+          close_split(c);
+          split = n / kSplitTiles;
         }
         const Ring keys = ring;
         hold(c.s);
 #pragma unroll
         for (u32 part = 0; part < kKeyParts; ++part) issue_scores(c, q, take(), part);
         products_commit();
-        Marks marks;
-        if (kMasked && !kMaskValues) marks.load(marks_ring, base, row);
-        if (kMasked) let_marks_go();
         products_wait<0>();
         hold(c.s);
         give(keys, kKeyParts);
-        let_q_go();
+        if (!kMasked && pass == 0 && n + 1 == job.end && leader) barrier_arrive(bars.q_empty);
 
         finish_scores(c, p, job, row, n, lane);
-        if (kMasked && !kMaskValues) marks.hide(c.s, lane);
+        if (kMasked && !kMaskValues && !tile.full) hide_unseen(c.s, marks, base, row, lane);
+        let_marks_go();
         const Step step = raise_maxima(c, p);
         const Ring values = ring;
         u32 v = 0;
@@ -456,17 +451,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
           }
           products_commit();
         }
-        if (closes()) close_split(c);
+        if (!kMasked && (n + 1) % kSplitTiles == 0) close_split(c);
         products_wait<0>();
         hold(c.o);
         give(values, kValueParts);
       }
-      if (job.end * i32(kKeys) % i32(kSplitLen) != 0) close_split(c);
+      if (kMasked || job.end % kSplitTiles != 0) close_split(c);
+      // Only behind the last tile it is known that there is none.
+      if (kMasked && !blind && pass == 0 && leader) barrier_arrive(bars.q_empty);
 
       if (kCareful && pass != 0) {
 #pragma unroll
         for (u32 j = 0; j < kValueWidth / 2; ++j) {
-          marks[j / 8] |= c.o[j] > 0.0f ? 1u << (4 * (j % 8) + pass) : 0;
+          odds[j / 8] |= c.o[j] > 0.0f ? 1u << (4 * (j % 8) + pass) : 0;
         }
       }
     }
@@ -475,7 +472,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     if constexpr (kCareful) {
 #pragma unroll
       for (u32 j = 0; j < kValueWidth / 2; ++j) {
-        const u32 mark = marks[j / 8] >> 4 * (j % 8) & 15;
+        const u32 mark = odds[j / 8] >> 4 * (j % 8) & 15;
         if (mark != 0) c.o[j] += mark == 2 ? -hidden() : mark == 4 ? hidden() : nan();
       }
       write = warpgroup < job.units && read_word(flag_of(jobs, job, warpgroup)) != 0;

@@ -39,24 +39,24 @@ KEYFOLD_INLINE void produce(const TensorMap& q_map, const TensorMap& k_map, cons
     const i32 k_head = p.k_head != 0 ? kv_head : 0, k_batch = p.k_batch != 0 ? batch : 0;
     const i32 v_head = p.v_head != 0 ? kv_head : 0, v_batch = p.v_batch != 0 ? batch : 0;
     for (i32 pass = 0; pass < kPasses; ++pass) {
-      for (i32 n = job.begin; n < job.end; ++n) {
-        const bool seen = await_marks(marks, base, bars);
+      for (Tile tile{job.begin - 1};;) {
+        const bool more = next_tile(tile, job, marks, base, bars);
         leave_marks(marks, bars);
-        if (!seen) continue;
+        if (!more) break;
         for (u32 part = 0; part < kKeyParts + kValueParts; ++part) {
           const u32 to = base + kSlotsAt + ring.slot * kSlotBytes, full = bars.full + 8 * ring.slot;
           barrier_wait(bars.empty + 8 * ring.slot, ring.parity ^ 1);
           if (part < kKeyParts) {
             barrier_expect(full, kKeyBytes);
             for (u32 c = 0; c < kPartPanels; ++c) {
-              copy_4d(to + c * kKeyPanel, k_map, full, 64 * (part * kPartPanels + c), n * kKeys,
-                      k_head, k_batch);
+              copy_4d(to + c * kKeyPanel, k_map, full, 64 * (part * kPartPanels + c),
+                      tile.n * i32(kKeys), k_head, k_batch);
             }
           } else {
             barrier_expect(full, kValueBytes);
             for (u32 c = 0; c < kValuePanels; ++c) {
               copy_4d(to + c * kValuePanel, v_map, full, 64 * c,
-                      n * kKeys + (part - kKeyParts) * kPartKeys, v_head, v_batch);
+                      tile.n * i32(kKeys) + (part - kKeyParts) * kPartKeys, v_head, v_batch);
             }
           }
           ring.step();
@@ -81,14 +81,13 @@ KEYFOLD_INLINE void release(u32 base, const Barriers& bars, const Job* records) 
       for (u32 j = 0; j < times; ++j) barrier_arrive(barrier);
     };
     arrive(bars.q_empty, absent);
-    for (i32 n = job.begin; n < job.end; ++n) {
-      if (kMasked) {
-        const bool seen = await_marks(marks, base, bars);
-        // Four warps each; and this thread, which has to have read them.
-        arrive(bars.marks_empty + 8 * marks.slot, 4 * absent);
-        leave_marks(marks, bars);
-        if (!seen) continue;
-      }
+    if (job.begin == job.end) continue;
+    for (Tile tile{job.begin - 1};;) {
+      const bool more = next_tile(tile, job, marks, base, bars);
+      // Four warps each; and this thread.
+      if (kMasked) arrive(bars.marks_empty + 8 * marks.slot, 4 * absent);
+      leave_marks(marks, bars);
+      if (!more) break;
       for (u32 part = 0; part < kKeyParts + kValueParts; ++part) {
         barrier_wait(bars.full + 8 * ring.slot, ring.parity);
         arrive(bars.empty + 8 * ring.slot, absent);

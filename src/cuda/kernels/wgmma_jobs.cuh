@@ -2,14 +2,14 @@
 #pragma once
 
 #include "hopper.cuh"
+#include "mask_bits.cuh"
 #include "results.cuh"
 
 constexpr bool kCareful = KEYFOLD_CAREFUL;
-constexpr u32 kKeys = KEYFOLD_KEYS;              // of a tile
 constexpr u32 kWarpgroups = KEYFOLD_WARPGROUPS;  // that consume
 constexpr bool kPartial = KEYFOLD_PARTIAL;
-constexpr bool kEnded = KEYFOLD_ENDED;  // rows begin empty, and results are written
-constexpr u32 kSlots = KEYFOLD_SLOTS;   // of the ring
+constexpr bool kEnded = KEYFOLD_ENDED;          // rows begin empty, and results are written
+constexpr u32 kSlots = KEYFOLD_SLOTS;           // of the ring
 constexpr u32 kMarkSlots = KEYFOLD_MARK_SLOTS;  // of the ring of marks; 0 without a mask
 constexpr u32 kRows = 64 * kWarpgroups, kConsumers = 128 * kWarpgroups;
 static_assert(kThreads == kConsumers + 128 && kSplitLen % kKeys == 0, "as in kernel_shape.hpp");

@@ -1,16 +1,19 @@
 // Marks: which keys of a tile the mask shows, by bits in shared memory. Two warps bring those of
-// tile after tile; a tile that it hides from all rows of a job is neither copied nor folded.
+// tile after tile, of tiles that some row of the job sees: others are neither copied nor folded.
 #pragma once
 
-#include "mask_bits.cuh"
 #include "wgmma_jobs.cuh"
 
 constexpr bool kMasked = kMaskType != 0;
 constexpr bool kMaskValues = KEYFOLD_MASK_VALUES;  // scores meet the mask, rather than its bits
-constexpr u32 kMarkWarps = 2;  // of the producer's warpgroup, the last
-constexpr i32 kSplitTiles = kSplitLen / kKeys;
+constexpr u32 kMarkWarps = 2;                      // of the producer's warpgroup, the last
 using MarkRing = RingOf<kMasked ? kMarkSlots : 1>;
 
+KEYFOLD_INLINE u32 read_shared(u32 address) {
+  u32 x;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+  return x;
+}
 KEYFOLD_INLINE uint2 read_shared_pair(u32 address) {
   uint2 x;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
@@ -37,12 +40,24 @@ KEYFOLD_INLINE bool has_values(const Jobs& jobs) {
   return __syncthreads_or(other);
 }
 
-// Waits for the next tile's marks: whether some row sees some of its keys.
-KEYFOLD_INLINE bool await_marks(const MarkRing& ring, u32 base, const Barriers& bars) {
-  if (!kMasked) return true;
+// The tiles of a job, one after the other; without a mask all of them.
+struct Tile {
+  i32 n;
+  bool full;  // all rows see all keys, as far as the mask goes
+};
+constexpr u32 kNoMore = ~0u;
+// Waits for the next one; false behind the last. `tile` is the one before, at first
+// {job.begin - 1}.
+KEYFOLD_INLINE bool next_tile(Tile& tile, const Job& job, const MarkRing& ring, u32 base,
+                              const Barriers& bars) {
+  if (!kMasked) {
+    ++tile.n;
+    return tile.n < job.end;
+  }
   barrier_wait(bars.marks_full + 8 * ring.slot, ring.parity);
-  const uint2 said = read_shared_pair(base + kSaidAt + 4 * kMarkWarps * ring.slot);
-  return (said.x | said.y) != 0;
+  const u32 said = read_shared(base + kSaidAt + 4 * ring.slot);
+  tile = {i32(said >> 1), (said & 1) != 0};
+  return said != kNoMore;
 }
 // `speaks`: one thread of each warp that consumes; and those that copy.
 KEYFOLD_INLINE void leave_marks(MarkRing& ring, const Barriers& bars, bool speaks = true) {
@@ -51,95 +66,103 @@ KEYFOLD_INLINE void leave_marks(MarkRing& ring, const Barriers& bars, bool speak
   ring.step();
 }
 
-// The side that brings them.
+// The side that brings them. Both warps look for tiles among all rows, and bring them in turn.
 KEYFOLD_INLINE void mark(const Params& p, const Jobs& jobs, const Job* records, u32 base,
-                         const Barriers& bars, u32 thread) {
-  constexpr u32 kThreadRows = kRows / (32 * kMarkWarps), kPairs = kMarkRow / 8;
+                         const Barriers& bars, u32 warp, u32 lane) {
+  constexpr u32 kLaneRows = kRows / 32, kAtOnce = kLaneRows / 2;
+  constexpr u32 kPairs = kMarkRow / 8, kWords = kSplitTiles > 32 ? 2 : 1;
   MarkRing ring;
+  u32 turn = 0;
   for (u32 i = 0;; ++i) {
     barrier_wait(bars.q_full, i % 2);
     const Job& job = records[i % 2];
     if (job.units == 0) return;
-    u32 row_records[kThreadRows];
+    if (job.begin == job.end) continue;
+    // Rows that are none are as the last.
+    u32 row_records[kLaneRows];
 #pragma unroll
-    for (u32 r = 0; r < kThreadRows; ++r) {
-      const u32 index = job.first + 32 * kMarkWarps * r + thread;
+    for (u32 r = 0; r < kLaneRows; ++r) {
+      const u32 index = job.first + smaller(32 * r + lane, 64 * job.units - 1);
       row_records[r] = u32(first_record(p, job.group, smaller(index, p.index_end - 1)));
     }
-    const u32 rows = 64 * job.units;
-    const i32 first = i32(p.split) * kSplitTiles;
-    for (i32 pass = 0; pass < kPasses; ++pass) {
-      for (i32 n = job.begin; n < job.end; ++n) {
-        const u32 split = u32(n - first) / kSplitTiles, tile = u32(n - first) % kSplitTiles;
-        uint2 bits[kThreadRows][kPairs];
-        u32 any = 0;
+    const auto record_of = [&](u32 r, i32 split) {
+      return jobs.bits + kRecordsFrom + u64(row_records[r] + u32(split) - p.split) * kRecordBytes;
+    };
+    // The next entry: what is said of it, and, where asked for, the bits.
+    const auto bring = [&](u32 said, bool bits, i32 split, u32 tile) {
+      // Both wait: one that is two turns of the ring ahead would take an old phase for its own.
+      barrier_wait(bars.marks_empty + 8 * ring.slot, ring.parity ^ 1);
+      if (turn == warp) {
 #pragma unroll
-        for (u32 r = 0; r < kThreadRows; ++r) {
-          const bool there = 32 * kMarkWarps * r + thread < rows;
-          const u64 record =
-              jobs.bits + kRecordsFrom + u64(row_records[r] + split) * kRecordBytes;
+        for (u32 first = 0; first < kLaneRows && bits; first += kAtOnce) {
+          uint2 words[kAtOnce][kPairs];
 #pragma unroll
-          for (u32 j = 0; j < kPairs; ++j) {
-            bits[r][j] = there ? read_pair(record + tile * kMarkRow + 8 * j) : uint2{0, 0};
-            any |= bits[r][j].x | bits[r][j].y;
+          for (u32 r = 0; r < kAtOnce; ++r) {
+            const u64 from = record_of(first + r, split) + tile * kMarkRow;
+#pragma unroll
+            for (u32 j = 0; j < kPairs; ++j) words[r][j] = read_pair(from + 8 * j);
+          }
+#pragma unroll
+          for (u32 r = 0; r < kAtOnce; ++r) {
+            const u32 row = 32 * (first + r) + lane;
+            const u32 to = base + kMarksAt + ring.slot * kMarkBytes + row * kMarkRow;
+#pragma unroll
+            for (u32 j = 0; j < kPairs; ++j) write_shared(to + 8 * j, words[r][j]);
           }
         }
-        barrier_wait(bars.marks_empty + 8 * ring.slot, ring.parity ^ 1);
-#pragma unroll
-        for (u32 r = 0; r < kThreadRows && !kMaskValues; ++r) {
-          const u32 row = 32 * kMarkWarps * r + thread;
-          const u32 to = base + kMarksAt + ring.slot * kMarkBytes + row * kMarkRow;
-#pragma unroll
-          for (u32 j = 0; j < kPairs; ++j) write_shared(to + 8 * j, bits[r][j]);
-        }
-        any = __any_sync(~0u, any != 0) ? 1 : 0;
-        if (thread % 32 == 0) {
-          write_shared(base + kSaidAt + 4 * (kMarkWarps * ring.slot + thread / 32), any);
-        }
+        if (lane == 0) write_shared(base + kSaidAt + 4 * ring.slot, said);
         barrier_arrive(bars.marks_full + 8 * ring.slot);
-        ring.step();
       }
+      ring.step();
+      turn ^= 1;
+    };
+    for (i32 pass = 0; pass < kPasses; ++pass) {
+      for (i32 split = job.begin / kSplitTiles; split * kSplitTiles < job.end; ++split) {
+        u32 any[2] = {0, 0}, all[2] = {~0u, ~0u};
+#pragma unroll
+        for (u32 r = 0; r < kLaneRows; ++r) {
+          const u64 at = record_of(r, split) + kSplitLen / 8;
+          if constexpr (kWords == 1) {
+            any[0] |= read_word(at);
+            all[0] &= read_word(at + 8);
+          } else {
+            const uint2 some = read_pair(at), every = read_pair(at + 8);
+            any[0] |= some.x, any[1] |= some.y, all[0] &= every.x, all[1] &= every.y;
+          }
+        }
+#pragma unroll
+        for (u32 w = 0; w < kWords; ++w) {
+          any[w] = __reduce_or_sync(~0u, any[w]);
+          all[w] = __reduce_and_sync(~0u, all[w]);
+          for (u32 left = any[w]; left != 0; left &= left - 1) {
+            const u32 bit = u32(__ffs(i32(left)) - 1), tile = 32 * w + bit;
+            const i32 n = split * kSplitTiles + i32(tile);
+            if (n < job.begin || n >= job.end) continue;
+            const u32 full = all[w] >> bit & 1;
+            bring(u32(n) << 1 | full, full == 0 && !kMaskValues, split, tile);
+          }
+        }
+      }
+      bring(kNoMore, false, 0, 0);
     }
   }
 }
 
-// The marks of two rows of a tile, as a thread that holds part of their scores needs them.
-struct Marks {
-  u32 of[2][kKeys / 32];
-
-  // `row`, and row + 8.
-  KEYFOLD_INLINE void load(const MarkRing& ring, u32 base, u32 row) {
+// Hides what the marks of two rows, `row` and row + 8, hide, of scores as scores.cuh has them.
+KEYFOLD_INLINE void hide_unseen(float (&s)[kKeys / 2], const MarkRing& ring, u32 base, u32 row,
+                                u32 lane) {
 #pragma unroll
-    for (u32 r = 0; r < 2; ++r) {
-      const u32 from = base + kMarksAt + ring.slot * kMarkBytes + (row + 8 * r) * kMarkRow;
+  for (u32 r = 0; r < 2; ++r) {
+    const u32 from = base + kMarksAt + ring.slot * kMarkBytes + (row + 8 * r) * kMarkRow;
 #pragma unroll
-      for (u32 j = 0; j < kKeys / 64; ++j) {
-        const uint2 pair = read_shared_pair(from + 8 * j);
-        of[r][2 * j] = pair.x;
-        of[r][2 * j + 1] = pair.y;
+    for (u32 j = 0; j < kKeys / 64; ++j) {
+      const uint2 bits = read_shared_pair(from + 8 * j);
+#pragma unroll
+      for (u32 i = 0; i < 16; ++i) {
+        const u32 word = (i < 8 ? bits.x : bits.y) >> 2 * (lane % 4);
+        float& x = s[4 * (8 * j + i / 2) + 2 * r + i % 2];
+        x = (word >> (i / 2 % 4 * 8 + i % 2) & 1) != 0 ? x : hidden();
       }
     }
   }
-  // Scores as scores.cuh has them.
-  KEYFOLD_INLINE void hide(float (&s)[kKeys / 2], u32 lane) const {
-    u32 all = ~0u;
-#pragma unroll
-    for (u32 r = 0; r < 2; ++r) {
-#pragma unroll
-      for (u32 j = 0; j < kKeys / 32; ++j) all &= of[r][j];
-    }
-    if (__all_sync(~0u, all == ~0u)) return;
-#pragma unroll
-    for (u32 r = 0; r < 2; ++r) {
-#pragma unroll
-      for (u32 j = 0; j < kKeys / 32; ++j) {
-        const u32 word = of[r][j] >> 2 * (lane % 4);
-#pragma unroll
-        for (u32 i = 0; i < 8; ++i) {
-          float& x = s[4 * (4 * j + i / 2) + 2 * r + i % 2];
-          x = (word >> (i / 2 * 8 + i % 2) & 1) != 0 ? x : hidden();
-        }
-      }
-    }
-  }
-};
+}
