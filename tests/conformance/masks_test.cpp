@@ -209,15 +209,17 @@ TEST_P(Masks, TilesThatAMaskHides) {
       {150, Mask::kAdditiveSameDType, {true, true, false, false}},
       {700, Mask::kAdditive, {true, true, false, false}},
       {700, Mask::kBool, {true, false, false, false}}};
-  constexpr std::int64_t kKeys = 3'400, kBlock = 192;  // no multiple of most kernels' tiles
+  constexpr std::int64_t kKeys = 2'200, kBlock = 192;  // no multiple of most kernels' tiles
   const auto hides = [&](std::int64_t row, std::int64_t key) {
     const std::int64_t block = key / kBlock;
     return block % 5 == 4 || (row / 64 + block) % 3 == 0 || row % 100 == 7;
   };
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
     for (const auto& [q_len, mask, broadcast] : variants) {
+      const bool many = q_len > 500;  // rows that are folded split after split
+      if (many && dtype != DType::kFloat16) continue;
       Inputs inputs({.dtype = dtype,
-                     .batch = 2,
+                     .batch = many ? 1 : 2,
                      .q_len = q_len,
                      .kv_len = kKeys,
                      .head_dim = 8,
