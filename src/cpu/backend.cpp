@@ -40,8 +40,8 @@ class CpuBackend : public core::Backend {
            std::to_string(problem.shape.value_dim) + " exceed " + std::to_string(kMaxDim);
   }
 
-  core::KernelInfo kernel(const core::Problem&) const override {
-    return {.name = selected_kernels().name,
+  core::KernelInfo kernel(const core::Problem& problem) const override {
+    return {.name = selected_kernels(problem.shape.dtype).name,
             .split_len = kSplitLen,
             .row_align = 1,
             .max_in_flight = 1,
@@ -52,13 +52,14 @@ class CpuBackend : public core::Backend {
   std::int64_t scratch_bytes(const core::Problem& problem, std::int64_t groups, std::int64_t rows,
                              int num_threads) const override {
     const std::int64_t states = groups * rows * problem.group_size();
-    return Layout(problem, selected_kernels()).total(states, num_threads) *
+    return Layout(problem, selected_kernels(problem.shape.dtype)).total(states, num_threads) *
            static_cast<std::int64_t>(sizeof(float));
   }
 
   std::unique_ptr<core::Run> begin(const core::Problem& problem, const core::Block& block,
                                    int num_threads) override {
-    return std::make_unique<CpuRun>(problem, block, selected_kernels(), num_threads);
+    return std::make_unique<CpuRun>(problem, block, selected_kernels(problem.shape.dtype),
+                                    num_threads);
   }
 
  private:

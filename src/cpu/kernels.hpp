@@ -2,7 +2,7 @@
 //
 // One arithmetic serves prefill and decode. A score is one chain of fused multiply-adds over
 // head_dim, a split's output one chain over its keys, its sum 16 chains (by key modulo 16) and a
-// fixed tree: vector width, row tile and schedule change nothing.
+// fixed tree: vector width, row tile and schedule change nothing. (tiles/ has products of its own.)
 #pragma once
 
 #include <cstddef>
@@ -15,10 +15,10 @@
 
 namespace keyfold::cpu {
 
-inline constexpr std::int64_t kSplitLen = 512;  ///< keys per split
-inline constexpr std::int64_t kPanel = 64;      ///< keys packed side by side
-inline constexpr std::int64_t kMaxDim = 576;    ///< largest head_dim and value_dim
-inline constexpr std::int64_t kMaxRowTile = 8;  ///< query rows of a tile, at most
+inline constexpr std::int64_t kSplitLen = 512;   ///< keys per split
+inline constexpr std::int64_t kPanel = 64;       ///< keys packed side by side
+inline constexpr std::int64_t kMaxDim = 576;     ///< largest head_dim and value_dim
+inline constexpr std::int64_t kMaxRowTile = 16;  ///< query rows of a tile, at most
 
 /// Rows of a tensor: row i, element d at data + i * row_stride + d * dim_stride (bytes).
 struct RowSource {
@@ -37,7 +37,7 @@ struct RowState {
   float* l = nullptr;
 };
 
-/// A tile: up to row_tile query rows (kMaxRowTile where keys are read from their rows) against one
+/// A tile: up to row_tile query rows (direct_rows where keys are read from their rows) against one
 /// split. Keys are numbered within the split.
 struct Tile {
   std::int64_t num_rows = 0;
@@ -57,13 +57,14 @@ struct Tile {
 /// A tile is reduced by score() over its panels, softmax(), and weigh() over its values; all three
 /// may be called part by part in ascending order, and touch only keys of [first, last).
 struct Kernels {
-  const char* name;       ///< "avx512", ...
-  std::int64_t row_tile;  ///< query rows per tile
+  const char* name;          ///< "avx512", ...
+  std::int64_t row_tile;     ///< query rows per tile
+  std::int64_t direct_rows;  ///< likewise where keys are read from their rows
 
   /// 32-bit words that a packed row of q or k takes: one per element, or one per bfloat16 pair
   /// where the instruction set multiplies pairs.
   std::int64_t (*words)(DType dtype, std::int64_t head_dim);
-  /// As score() and weigh(), straight from the rows of k and v, for up to kMaxRowTile query rows;
+  /// As score() and weigh(), straight from the rows of k and v, for up to direct_rows query rows;
   /// the first row is that of key `begin`, a multiple of kPanel, and rows up to `end` may be read.
   void (*score_rows)(const Tile& tile, const RowSource& k, std::int64_t begin, std::int64_t end);
   void (*weigh_rows)(const Tile& tile, const RowSource& v, std::int64_t begin, std::int64_t end,
@@ -104,7 +105,7 @@ struct Kernels {
 std::vector<std::string> kernel_names();
 
 /// The best kernels, or those that KEYFOLD_CPU_ISA names; throws InvalidArgument if it names
-/// others than kernel_names().
-const Kernels& selected_kernels();
+/// others than kernel_names(). For tests it may also name "amx_emulated".
+const Kernels& selected_kernels(DType dtype = DType::kFloat32);
 
 }  // namespace keyfold::cpu

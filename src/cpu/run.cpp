@@ -182,7 +182,7 @@ void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std:
   std::size_t count = 0;
   std::int64_t first = kSplitLen, last = 0;
   pack_queries(split.group, begin, end, space.q);
-  const std::int64_t row_tile = ceil_div(end - begin, ceil_div(end - begin, kMaxRowTile));
+  const std::int64_t row_tile = ceil_div(end - begin, ceil_div(end - begin, kernels_.direct_rows));
   for (std::int64_t row = begin; row < end; row += row_tile) {
     const std::int64_t at = row - begin, tile_end = std::min(end, row + row_tile);
     Part& part = parts[count];
