@@ -25,7 +25,6 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr int kRegisters = HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SCALAR ? 16 : 32;
-constexpr int kDirectRows = 8;            // query rows of a tile, at most
 constexpr std::int64_t kGatherRows = 32;  // keys whose rows are copied together where they must be
 constexpr std::int64_t kValueKeys = 16;   // keys whose values stay in L1 while columns are passed
 constexpr std::int64_t kBytesAhead = 8192;  // of the rows that are asked for early

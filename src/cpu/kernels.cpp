@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <optional>
 
 #include "cpu/tiles/kernels.hpp"
 #include "keyfold/error.hpp"
@@ -161,7 +162,6 @@ void exp_array(const float* x, float* result, std::int64_t count) {
 Kernels make_kernels(const char* name) {
   return {.name = name,
           .row_tile = kRowTile,
-          .direct_rows = kDirectRows,
           .words = words,
           .score_rows = score_rows,
           .weigh_rows = weigh_rows,
@@ -186,24 +186,28 @@ HWY_AFTER_NAMESPACE();
 namespace keyfold::cpu {
 namespace {
 
-/// One instruction set's kernels for each dtype.
+/// One instruction set's kernels: on vectors, and for prefill on tiles, where it has these.
 struct KernelSet {
-  Kernels float32, float16, bfloat16;
+  struct Tiles {
+    Kernels float16, bfloat16;
+  };
 
-  const Kernels& of(DType dtype) const {
-    return dtype == DType::kFloat32 ? float32 : dtype == DType::kFloat16 ? float16 : bfloat16;
+  Kernels vectors;
+  std::optional<Tiles> tiles = {};
+
+  const Kernels& of(DType dtype, std::int64_t q_len) const {
+    if (!tiles || dtype == DType::kFloat32 || q_len <= kDecodeLen) return vectors;
+    return dtype == DType::kFloat16 ? tiles->float16 : tiles->bfloat16;
   }
 };
 
-KernelSet same_for_all(const Kernels& kernels) { return {kernels, kernels, kernels}; }
-
-/// With tiles for float16 and bfloat16, if `on_tiles` has them.
+/// Adds the set with tiles, if `on_tiles` has them.
 template <class OnTiles>
 void add_tiles(std::vector<KernelSet>& sets, Kernels vectors, const char* name, OnTiles on_tiles) {
   const std::optional<Kernels> float16 = on_tiles(vectors, DType::kFloat16, name);
   const std::optional<Kernels> bfloat16 = on_tiles(vectors, DType::kBFloat16, name);
   vectors.name = name;
-  if (float16 && bfloat16) sets.push_back({vectors, *float16, *bfloat16});
+  if (float16 && bfloat16) sets.push_back({vectors, KernelSet::Tiles{*float16, *bfloat16}});
 }
 
 /// Compiled kernels that this machine can run, best first.
@@ -215,24 +219,24 @@ std::vector<KernelSet> runnable_kernels() {
   if ((supported & HWY_AVX3_DL) != 0 && __builtin_cpu_supports("avx512bf16")) {
     const Kernels vectors = N_AVX3_DL::make_kernels("avx512_bf16");
     add_tiles(result, vectors, "avx512_amx", tiles::amx_kernels);
-    result.push_back(same_for_all(vectors));
+    result.push_back({vectors});
   }
 #endif
 #if HWY_TARGETS & HWY_AVX3
   if ((supported & HWY_AVX3) != 0) {
-    result.push_back(same_for_all(N_AVX3::make_kernels("avx512")));
+    result.push_back({N_AVX3::make_kernels("avx512")});
   }
 #endif
 #if HWY_TARGETS & HWY_AVX2
   if ((supported & HWY_AVX2) != 0) {
-    result.push_back(same_for_all(N_AVX2::make_kernels("avx2")));
+    result.push_back({N_AVX2::make_kernels("avx2")});
   }
 #endif
 #if HWY_TARGETS & HWY_NEON
-  result.push_back(same_for_all(N_NEON::make_kernels("neon")));
+  result.push_back({N_NEON::make_kernels("neon")});
 #endif
 #if HWY_TARGETS & HWY_SCALAR
-  result.push_back(same_for_all(N_SCALAR::make_kernels("portable")));
+  result.push_back({N_SCALAR::make_kernels("portable")});
 #endif
   return result;
 }
@@ -241,8 +245,8 @@ std::vector<KernelSet> runnable_kernels() {
 std::vector<KernelSet> kernels_for_tests(const std::vector<KernelSet>& runnable) {
   std::vector<KernelSet> result;
   for (const KernelSet& set : runnable) {
-    if (!result.empty() || set.float32.name == std::string("avx512_amx")) continue;
-    add_tiles(result, set.float32, "amx_emulated", tiles::emulated_kernels);
+    if (!result.empty() || set.vectors.name == std::string("avx512_amx")) continue;
+    add_tiles(result, set.vectors, "amx_emulated", tiles::emulated_kernels);
   }
   return result;
 }
@@ -258,28 +262,34 @@ const std::vector<KernelSet>& test_kernels() {
   return all;
 }
 
-}  // namespace
-
-std::vector<std::string> kernel_names() {
-  std::vector<std::string> names;
-  for (const KernelSet& set : kernels()) names.emplace_back(set.float32.name);
-  return names;
-}
-
-const Kernels& selected_kernels(DType dtype) {
+const KernelSet& selected_set() {
   const char* wanted = std::getenv("KEYFOLD_CPU_ISA");
-  if (wanted == nullptr) return kernels().front().of(dtype);
+  if (wanted == nullptr) return kernels().front();
   std::string names;
   for (const KernelSet& set : kernels()) {
-    if (wanted == std::string(set.float32.name)) return set.of(dtype);
-    names += (names.empty() ? "" : ", ") + std::string(set.float32.name);
+    if (wanted == std::string(set.vectors.name)) return set;
+    names += (names.empty() ? "" : ", ") + std::string(set.vectors.name);
   }
   for (const KernelSet& set : test_kernels()) {
-    if (wanted == std::string(set.float32.name)) return set.of(dtype);
+    if (wanted == std::string(set.vectors.name)) return set;
   }
   throw InvalidArgument("KEYFOLD_CPU_ISA",
                         "expected one of " + names + ", got '" + std::string(wanted) + "'");
 }
+
+}  // namespace
+
+std::vector<std::string> kernel_names() {
+  std::vector<std::string> names;
+  for (const KernelSet& set : kernels()) names.emplace_back(set.vectors.name);
+  return names;
+}
+
+const Kernels& selected_kernels(DType dtype, std::int64_t q_len) {
+  return selected_set().of(dtype, q_len);
+}
+
+bool decode_as_prefill() { return !selected_set().tiles; }
 
 }  // namespace keyfold::cpu
 #endif  // HWY_ONCE

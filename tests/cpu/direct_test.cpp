@@ -8,7 +8,6 @@
 #include "core/half.hpp"
 #include "core/normalise.hpp"
 #include "cpu/kernels.hpp"
-#include "keyfold/error.hpp"
 #include "support/environment.hpp"
 #include "support/random.hpp"
 #include "support/tensor.hpp"
@@ -16,6 +15,7 @@
 namespace keyfold::test {
 namespace {
 
+using cpu::kDirectRows;
 using cpu::kMaxDim;
 using cpu::kMaxRowTile;
 using cpu::kPanel;
@@ -185,25 +185,13 @@ void expect_same_bits(const cpu::Kernels& kernels, const Variant& v, Rng& rng, b
   ASSERT_EQ(bits(direct.l), bits(packed.l));
 }
 
-bool tiles_can_be_emulated() {
-  const ScopedEnv env("KEYFOLD_CPU_ISA", "amx_emulated");
-  try {
-    cpu::selected_kernels();
-    return true;
-  } catch (const InvalidArgument&) {
-    return false;
-  }
-}
-
 TEST(Direct, GivesTheBitsOfPackedKeysAndValues) {
   Rng rng("direct");
-  std::vector<std::string> names = cpu::kernel_names();
-  if (tiles_can_be_emulated()) names.emplace_back("amx_emulated");
-  for (const std::string& name : names) {
+  for (const std::string& name : cpu::kernel_names()) {
     const ScopedEnv env("KEYFOLD_CPU_ISA", name.c_str());
-    for (const DType dtype : kDTypes) {
-      const cpu::Kernels& kernels = cpu::selected_kernels(dtype);
-      for (std::int64_t num_rows = 1; num_rows <= kernels.direct_rows; ++num_rows)
+    const cpu::Kernels& kernels = cpu::selected_kernels();
+    for (const DType dtype : kDTypes)
+      for (std::int64_t num_rows = 1; num_rows <= kDirectRows; ++num_rows)
         for (int n = 0; n < by_scale(6, 30, 100) && !testing::Test::HasFailure(); ++n) {
           const Variant v{
               .dtype = dtype,
@@ -218,7 +206,6 @@ TEST(Direct, GivesTheBitsOfPackedKeysAndValues) {
               .gap = rng.one_in(2) ? 0 : rng.between(1, 70)};
           expect_same_bits(kernels, v, rng, rng.one_in(2));
         }
-    }
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "cpu/kernels.hpp"
 #include "cpu/tiles/emulated_unit.hpp"
+#include "keyfold/error.hpp"
 #include "support/case.hpp"
 #include "support/environment.hpp"
 
@@ -31,6 +32,15 @@ Words product(const Words& sum, const Words& a, const Words& b) {
   Unit::template store<3>(result.data(), 64);
   Unit::release();
   return result;
+}
+
+bool can_be_emulated() {
+  const ScopedEnv env("KEYFOLD_CPU_ISA", "amx_emulated");
+  try {
+    return !cpu::decode_as_prefill();
+  } catch (const InvalidArgument&) {
+    return false;
+  }
 }
 
 float value(std::uint32_t bits) { return std::bit_cast<float>(bits); }
@@ -87,11 +97,21 @@ TEST(Tiles, TheProcessorGivesTheBitsOfTheEmulation) {
   }
 }
 
+/// A result of the kernels of this name.
+std::vector<std::byte> result_of(const std::string& kernels, const Call& call) {
+  const ScopedEnv env("KEYFOLD_CPU_ISA", kernels.c_str());
+  Tensor out(call.q.dtype, call.out_sizes());
+  AttentionOptions options = call.options;
+  options.run.backend = "cpu";
+  scaled_dot_product_attention(call.q, call.k, call.v, out.mutable_view(), options);
+  return out.bytes();
+}
+
 TEST(Tiles, TheKernelsGiveTheBitsOfTheEmulatedOnes) {
   if (!cpu::tiles::amx_is_available()) GTEST_SKIP() << "no AMX: ABSENT on this machine";
   Rng rng("kernels");
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16})
-    for (const std::int64_t q_len : {1, 9, 50})
+    for (const std::int64_t q_len : {9, 20, 50})
       for (const std::int64_t head_dim : {5, 64, 128, 200}) {
         const Inputs inputs({.dtype = dtype,
                              .num_heads = 4,
@@ -102,17 +122,24 @@ TEST(Tiles, TheKernelsGiveTheBitsOfTheEmulatedOnes) {
                              .causal = true},
                             rng);
         const Call call = inputs.call();
-        std::vector<std::byte> results[2];
-        for (int i = 0; i < 2; ++i) {
-          const ScopedEnv env("KEYFOLD_CPU_ISA", i == 0 ? "amx_emulated" : "avx512_amx");
-          Tensor out(dtype, call.out_sizes());
-          AttentionOptions options = call.options;
-          options.run.backend = "cpu";
-          scaled_dot_product_attention(call.q, call.k, call.v, out.mutable_view(), options);
-          results[i] = out.bytes();
-        }
-        EXPECT_TRUE(results[0] == results[1]) << "q_len " << q_len << " head_dim " << head_dim;
+        EXPECT_TRUE(result_of("amx_emulated", call) == result_of("avx512_amx", call))
+            << "q_len " << q_len << " head_dim " << head_dim;
       }
+}
+
+TEST(Tiles, TakeNoDecodeCall) {
+  if (!can_be_emulated()) GTEST_SKIP() << "no AVX2: ABSENT on this machine";
+  std::vector<std::string> vectors = cpu::kernel_names();
+  std::erase(vectors, "avx512_amx");
+  Rng rng("decode");
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
+    for (const std::int64_t q_len : {1, 8, 9}) {
+      const Inputs inputs(
+          {.dtype = dtype, .num_heads = 8, .q_len = q_len, .kv_len = 1300, .head_dim = 64}, rng);
+      const Call call = inputs.call();
+      const bool same = result_of("amx_emulated", call) == result_of(vectors.front(), call);
+      EXPECT_EQ(same, dtype == DType::kFloat32 || q_len <= 8) << "q_len " << q_len;
+    }
 }
 
 }  // namespace

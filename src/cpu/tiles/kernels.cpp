@@ -17,8 +17,8 @@ namespace HWY_NAMESPACE {
 
 template <class Unit, int kParts>
 Kernels with_parts(Kernels kernels) {
-  kernels.score_rows = score_rows<Unit, kParts>;
-  kernels.weigh_rows = weigh_rows<Unit, kParts>;
+  kernels.score_rows = nullptr;
+  kernels.weigh_rows = nullptr;
   kernels.pack_q = pack_q<kParts>;
   kernels.pack_k = pack_k<kParts>;
   kernels.pack_v = pack_v<kParts>;
@@ -31,7 +31,7 @@ Kernels with_parts(Kernels kernels) {
 template <class Unit>
 Kernels make_kernels(Kernels kernels, DType dtype, const char* name) {
   kernels.name = name;
-  kernels.row_tile = kernels.direct_rows = kTileRows;
+  kernels.row_tile = kTileRows;
   kernels.words = words;
   kernels.softmax = softmax;
   return parts_of(dtype) == 2 ? with_parts<Unit, 2>(kernels) : with_parts<Unit, 1>(kernels);

@@ -1,9 +1,9 @@
-// The kernels on matrix tiles (Intel AMX), for float16 and bfloat16.
+// The kernels on matrix tiles (Intel AMX), for prefill of float16 and bfloat16. Decode is left to
+// the vector kernels, which read keys and values where they lie and are faster at it.
 //
 // A tile product is rows of a first operand times a second one, whose words are pairs of numbers
 // one row further down. Query rows and weights are first operands as they are; keys and values are
-// packed to be second ones, once for many rows. For few rows (decode) keys are the first operand,
-// where they lie, and values are packed just before they are multiplied.
+// packed to be second ones, once for many rows.
 //
 // Products are of bfloat16, sums are float32. A float16 is the exact sum of two bfloat16; a weight
 // is rounded to such a sum. docs/numerics.md has the arithmetic.

@@ -13,7 +13,6 @@
 #include <bit>
 #include <utility>
 
-#include "cpu/direct-inl.hpp"
 #include "cpu/softmax-inl.hpp"
 #include "cpu/tiles/pack-inl.hpp"
 
@@ -62,19 +61,6 @@ HWY_INLINE void multiply(const void* first, std::int64_t first_row_bytes,
   });
 }
 
-/// Sums += kCount first operands, `step` bytes apart, times one second operand: multiply() with its
-/// sides exchanged, the same products in the same order.
-template <class Unit, int kCount>
-HWY_INLINE void multiply_by(const std::byte* first, std::int64_t first_row_bytes, std::int64_t step,
-                            const std::uint32_t* second) {
-  Unit::template load<kSecond>(second, kTileRowBytes);
-  each<kCount>([&](auto i) {
-    constexpr int kTile = kFirst + i() % 2;
-    Unit::template load<kTile>(first + i() * step, first_row_bytes);
-    Unit::template dot<i(), kTile, kSecond>();
-  });
-}
-
 /// call(word of k, word of q) for the products that a score is the sum of, in their order.
 template <int kParts, class Call>
 HWY_INLINE void each_product(std::int64_t words, const Call& call) {
@@ -101,9 +87,9 @@ inline bool scores_are_finite(const Tile& tile, std::int64_t key) {
 
 /// A score is Inf or NaN where q or k holds one; split into parts, an Inf meets parts that are 0
 /// and gives NaN. Such scores with keys [key, key + kPanel) are computed from the sums of the
-/// parts; NaN that is right stays. word(i, w) is word w of the i-th of these keys.
-template <int kParts, class Word>
-void repair_scores(const Tile& tile, std::int64_t key, const Word& word) {
+/// parts; NaN that is right stays.
+template <int kParts>
+void repair_scores(const Tile& tile, std::int64_t key, const std::uint32_t* panel) {
   const auto half_of = [](std::uint32_t pair, int half) {
     return std::bit_cast<float>(half == 0 ? pair << 16 : pair & 0xffff0000);
   };
@@ -113,12 +99,13 @@ void repair_scores(const Tile& tile, std::int64_t key, const Word& word) {
     for (std::int64_t i = 0; i < kPanel; ++i) {
       float& score = tile.scores[r * kSplitLen + key + i];
       if (score == score) continue;
+      const std::uint32_t* const k = panel + i / kLanes * kLanes * tile.words + i % kLanes;
       score = 0;
       for (std::int64_t w = 0; w < part_words; ++w) {
         for (int half = 0; half < 2; ++half) {
           float a = 0, b = 0;
           for (int part = 0; part < kParts; ++part) {
-            a += half_of(word(i, part * part_words + w), half);
+            a += half_of(k[(part * part_words + w) * kLanes], half);
             b += half_of(q[part * part_words + w], half);
           }
           score += a * b;
@@ -143,65 +130,7 @@ void score(const Tile& tile, DType, const void* panels, std::int64_t begin, std:
     each<kSums>([&](auto i) {
       Unit::template store<i()>(tile.scores + key + i() * kLanes, kScoreRowBytes);
     });
-    if (kParts > 1 && !scores_are_finite(tile, key)) {
-      repair_scores<kParts>(tile, key, [&](std::int64_t i, std::int64_t w) {
-        return panel[i / kLanes * kLanes * tile.words + w * kLanes + i % kLanes];
-      });
-    }
-  }
-}
-
-/// Rows of keys are the first operand as they lie in memory; the queries, transposed once, are the
-/// second one. So scores come out transposed.
-template <class Unit, int kParts>
-void score_rows(const Tile& tile, const RowSource& k, std::int64_t begin, std::int64_t end) {
-  const Steps keys(tile, kPanel, begin, end);
-  if (keys.first >= keys.last) return;
-  HWY_ALIGN std::uint32_t q[kMaxDim * kLanes];
-  std::fill_n(q, tile.words * kLanes, 0U);
-  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    const auto* row = static_cast<const std::uint32_t*>(tile.q) + r * tile.words;
-    for (std::int64_t w = 0; w < tile.words; ++w) q[w * kLanes + r] = row[w];
-  }
-  const Session<Unit> session(kLanes);
-  HWY_ALIGN std::uint32_t gathered[kPanel * kMaxDim];
-  HWY_ALIGN float scores[kSums * kTileWords];  // [key][row]
-  // As in direct-inl.hpp, lines that all want the same few sets of L1 are copied.
-  const bool are_tiles = are_words<kParts>(k) && k.row_stride % 2048 != 0;
-  for (std::int64_t key = keys.first; key < keys.last; key += kPanel) {
-    const std::byte* rows = k.data + (key - begin) * k.row_stride;
-    std::int64_t stride = k.row_stride;
-    base::Ahead next(rows + kPanel * stride, 2 * k.dim, stride);
-    const std::int64_t count = std::min(kPanel, end - key);
-    const bool in_place = are_tiles && count == kPanel;
-    if (!in_place) {
-      for (std::int64_t i = 0; i < count; ++i) {
-        base::prefetch_ahead(rows + i * stride, k);
-        split_row<kParts>(rows + i * stride, k, gathered + i * tile.words);
-      }
-      std::fill(gathered + count * tile.words, gathered + kPanel * tile.words, 0U);
-      rows = reinterpret_cast<const std::byte*>(gathered);
-      stride = 4 * tile.words;
-    }
-    each<kSums>([](auto i) { Unit::template zero<i()>(); });
-    each_product<kParts>(tile.words, [&](std::int64_t of_k, std::int64_t of_q) {
-      if (in_place) next.ask(kPanel);
-      multiply_by<Unit, kSums>(rows + 4 * of_k, stride, kLanes * stride, q + of_q * kLanes);
-    });
-    each<kSums>([&](auto i) {
-      Unit::template store<i()>(scores + i() * kTileWords, kTileRowBytes);
-      base::transpose_rows(reinterpret_cast<const std::byte*>(scores + i() * kTileWords),
-                           kTileRowBytes, tile.num_rows,
-                           reinterpret_cast<std::uint32_t*>(tile.scores + key + i() * kLanes),
-                           kSplitLen);
-    });
-    if (kParts > 1 && !scores_are_finite(tile, key)) {
-      repair_scores<kParts>(tile, key, [&](std::int64_t i, std::int64_t w) {
-        std::uint32_t word = 0;
-        std::memcpy(&word, rows + i * stride + 4 * w, sizeof word);
-        return word;
-      });
-    }
+    if (kParts > 1 && !scores_are_finite(tile, key)) repair_scores<kParts>(tile, key, panel);
   }
 }
 
@@ -254,51 +183,30 @@ HWY_INLINE void weigh_step(const float* weights, const std::uint32_t* values,
   }
 }
 
-/// o (+)= weights times values of keys [first, last), for all columns.
-template <class Unit, int kParts>
-HWY_INLINE void weigh_steps(const Tile& tile, const void* v, std::int64_t begin, std::int64_t first,
-                            std::int64_t last, float* o) {
-  const std::int64_t dim = tile.padded_value_dim;
-  std::int64_t column = 0;
-  const auto columns = [&]<int kCount>() {
-    for (; column + kCount * kLanes <= dim; column += kCount * kLanes) {
-      each<kCount>([&](auto i) {
-        if (first <= tile.first) return Unit::template zero<i()>();
-        Unit::template load<i()>(o + column + i() * kLanes, 4 * dim);
-      });
-      for (std::int64_t key = first; key < last; key += kStep) {
-        const std::uint32_t* values = values_at<kParts>(v, key - begin, dim) + column * kLanes;
-        weigh_step<Unit, kParts, kCount>(tile.scores + key, values, values, kLanes * dim);
-      }
-      each<kCount>([&](auto i) { Unit::template store<i()>(o + column + i() * kLanes, 4 * dim); });
-    }
-  };
-  columns.template operator()<kSums>();
-  columns.template operator()<1>();
-}
-
 template <class Unit, int kParts>
 void weigh(const Tile& tile, const float* v, std::int64_t begin, std::int64_t end,
            const RowState& result) {
   const Steps keys(tile, kStep, begin, end);
   if (keys.first >= keys.last) return;
   const Session<Unit> session(tile.num_rows);
-  weigh_steps<Unit, kParts>(tile, v, begin, keys.first, keys.last, result.o);
-}
-
-template <class Unit, int kParts>
-void weigh_rows(const Tile& tile, const RowSource& v, std::int64_t begin, std::int64_t end,
-                const RowState& result) {
-  const Steps keys(tile, kStep, begin, end);
-  if (keys.first >= keys.last) return;
-  const Session<Unit> session(tile.num_rows);
-  HWY_ALIGN std::uint32_t values[step_words<kParts>(kMaxDim)];
-  RowSource rows = v;
-  for (std::int64_t key = keys.first; key < keys.last; key += kStep) {
-    rows.data = v.data + (key - begin) * v.row_stride;
-    pack_values<kParts>(rows, std::min(kStep, end - key), tile.padded_value_dim, values);
-    weigh_steps<Unit, kParts>(tile, values, key, key, key + kStep, result.o);
-  }
+  const std::int64_t dim = tile.padded_value_dim;
+  std::int64_t column = 0;
+  const auto columns = [&]<int kCount>() {
+    for (; column + kCount * kLanes <= dim; column += kCount * kLanes) {
+      float* const o = result.o + column;
+      each<kCount>([&](auto i) {
+        if (keys.first <= tile.first) return Unit::template zero<i()>();
+        Unit::template load<i()>(o + i() * kLanes, 4 * dim);
+      });
+      for (std::int64_t key = keys.first; key < keys.last; key += kStep) {
+        const std::uint32_t* values = values_at<kParts>(v, key - begin, dim) + column * kLanes;
+        weigh_step<Unit, kParts, kCount>(tile.scores + key, values, values, kLanes * dim);
+      }
+      each<kCount>([&](auto i) { Unit::template store<i()>(o + i() * kLanes, 4 * dim); });
+    }
+  };
+  columns.template operator()<kSums>();
+  columns.template operator()<1>();
 }
 
 /// The same products in the same order, but for each row by itself, and with 0 for the values of
