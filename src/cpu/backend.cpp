@@ -21,6 +21,10 @@ std::string processor_name() {
   return "CPU";
 }
 
+const Kernels& kernels_of(const core::Problem& problem) {
+  return selected_kernels(problem.shape.dtype, problem.shape.q_len);
+}
+
 class CpuBackend : public core::Backend {
  public:
   DeviceInfo device() const override {
@@ -31,7 +35,8 @@ class CpuBackend : public core::Backend {
             .num_threads = num_threads_,
             .memory_bytes = memory_bytes_,
             .max_head_dim = kMaxDim,
-            .dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16}};
+            .dtypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16},
+            .decode_as_prefill = decode_as_prefill()};
   }
 
   std::string unsupported(const core::Problem& problem) const override {
@@ -40,8 +45,8 @@ class CpuBackend : public core::Backend {
            std::to_string(problem.shape.value_dim) + " exceed " + std::to_string(kMaxDim);
   }
 
-  core::KernelInfo kernel(const core::Problem&) const override {
-    return {.name = selected_kernels().name,
+  core::KernelInfo kernel(const core::Problem& problem) const override {
+    return {.name = kernels_of(problem).name,
             .split_len = kSplitLen,
             .row_align = 1,
             .max_in_flight = 1,
@@ -52,13 +57,13 @@ class CpuBackend : public core::Backend {
   std::int64_t scratch_bytes(const core::Problem& problem, std::int64_t groups, std::int64_t rows,
                              int num_threads) const override {
     const std::int64_t states = groups * rows * problem.group_size();
-    return Layout(problem, selected_kernels()).total(states, num_threads) *
+    return Layout(problem, kernels_of(problem)).total(states, num_threads) *
            static_cast<std::int64_t>(sizeof(float));
   }
 
   std::unique_ptr<core::Run> begin(const core::Problem& problem, const core::Block& block,
                                    int num_threads) override {
-    return std::make_unique<CpuRun>(problem, block, selected_kernels(), num_threads);
+    return std::make_unique<CpuRun>(problem, block, kernels_of(problem), num_threads);
   }
 
  private:

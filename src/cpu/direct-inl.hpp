@@ -254,13 +254,13 @@ void score_keys(const Tile& tile, const RowSource& k, std::int64_t begin, std::i
   const std::int64_t last =
       std::min(end, (tile.last + kGatherRows - 1) / kGatherRows * kGatherRows);
   if (first >= last) return;
-  HWY_ALIGN Word q[kMaxRowTile * kMaxDim];
+  HWY_ALIGN Word q[kDirectRows * kMaxDim];
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
     std::copy_n(static_cast<const Word*>(tile.q) + r * tile.words, tile.words, q + r * kMaxDim);
   }
   const auto score = [&](const std::byte* rows, std::int64_t stride, std::int64_t ahead,
                          std::int64_t count, std::int64_t key) HWY_ATTR {
-    with_rows<kMaxRowTile>(tile.num_rows, [&](auto num_rows) HWY_ATTR {
+    with_rows<kDirectRows>(tile.num_rows, [&](auto num_rows) HWY_ATTR {
       score_rows_at<Keys, num_rows()>(q, tile.words, rows, stride, ahead, count, tile.scores + key);
     });
   };
@@ -324,7 +324,7 @@ HWY_INLINE void weigh_values(const Tile& tile, const void* v, std::int64_t strid
                              std::int64_t rows_ahead, std::int64_t begin, std::int64_t end,
                              float* o) {
   using Word = typename Values::Word;
-  with_rows<kMaxRowTile>(tile.num_rows, [&](auto num_rows) HWY_ATTR {
+  with_rows<kDirectRows>(tile.num_rows, [&](auto num_rows) HWY_ATTR {
     weigh_rows_at<Values, num_rows()>(tile, static_cast<const Word*>(v),
                                       stride / static_cast<std::int64_t>(sizeof(Word)), rows_ahead,
                                       begin, end, o);

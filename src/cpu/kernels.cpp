@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <optional>
 
+#include "cpu/tiles/kernels.hpp"
 #include "keyfold/error.hpp"
 
 #undef HWY_TARGET_INCLUDE
@@ -17,16 +19,14 @@
 #include "cpu/finish-inl.hpp"
 #include "cpu/pack-inl.hpp"
 #include "cpu/product-inl.hpp"
+#include "cpu/softmax-inl.hpp"
 #include "cpu/vector_math-inl.hpp"
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace keyfold::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-constexpr std::int64_t kSumLanes = 16;  // chains of a row's sum, whatever the vector width
 
 // Rows x vectors of accumulators that fit the register file with their operands.
 #if HWY_TARGET == HWY_SCALAR
@@ -51,70 +51,6 @@ HWY_NOINLINE void score_panels(const Tile& tile, const typename Words::Word* pan
     product<Words, Words, kRows, kVectors>(q, tile.words, strip, kPanel, tile.words, false,
                                            tile.scores + key, kSplitLen);
   }
-}
-
-/// Turns a row's products into weights exp(score - m), 0 where hidden, over [begin, end) (multiples
-/// of kSumLanes); returns m and the sum l.
-HWY_NOINLINE void softmax_row(const Tile& tile, std::int64_t row, std::int64_t begin,
-                              std::int64_t end, float* m, float* l) {
-  const hn::ScalableTag<float> d;
-  using V = hn::Vec<decltype(d)>;
-  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
-  constexpr std::int64_t kChains = kSumLanes / kLanes;
-  const float kHidden = -std::numeric_limits<float>::infinity();
-  float* scores = tile.scores + row * kSplitLen;
-  const float* bias = tile.bias ? tile.bias + row * kSplitLen : nullptr;
-  const V scale = hn::Set(d, tile.scale), hidden = hn::Set(d, kHidden);
-  const V cap = hn::Set(d, tile.softcap), to_cap = hn::Set(d, tile.scale / tile.softcap);
-  const V first = hn::Set(d, static_cast<float>(tile.begin[row]));
-  const V last = hn::Set(d, static_cast<float>(tile.end[row]));
-  const V lane = hn::Iota(d, 0.0f);
-
-  V most[kChains];
-  for (auto& x : most) x = hidden;
-  for (std::int64_t key = begin; key < end; key += kSumLanes) {
-    const bool inside = key >= tile.begin[row] && key + kSumLanes <= tile.end[row];
-    for (std::int64_t c = 0; c < kChains; ++c) {
-      const std::int64_t at = key + c * kLanes;
-      V s = hn::LoadU(d, scores + at);
-      if (tile.softcap > 0) {
-        s = hn::Mul(cap, hn::Tanh(d, hn::Mul(s, to_cap)));
-      } else {
-        s = hn::Mul(s, scale);
-      }
-      if (bias) {
-        const V b = hn::LoadU(d, bias + at);
-        s = hn::IfThenElse(hn::Eq(b, hidden), hidden, hn::Add(s, b));
-      }
-      if (!inside) {
-        const V position = hn::Add(lane, hn::Set(d, static_cast<float>(at)));
-        s = hn::IfThenElse(hn::And(hn::Ge(position, first), hn::Lt(position, last)), s, hidden);
-      }
-      hn::StoreU(s, d, scores + at);
-      most[c] = hn::Max(most[c], s);
-    }
-  }
-  for (std::int64_t c = 1; c < kChains; ++c) most[0] = hn::Max(most[0], most[c]);
-  *m = hn::GetLane(hn::MaxOfLanes(d, most[0]));
-  const V base = hn::Set(d, *m == kHidden ? 0.0f : *m);  // a row that sees nothing: all weights 0
-
-  V sum[kChains];
-  for (auto& x : sum) x = hn::Zero(d);
-  for (std::int64_t key = begin; key < end; key += kSumLanes) {
-    for (std::int64_t c = 0; c < kChains; ++c) {
-      const V p = exp_nonpositive(d, hn::Sub(hn::LoadU(d, scores + key + c * kLanes), base));
-      hn::StoreU(p, d, scores + key + c * kLanes);
-      sum[c] = hn::Add(sum[c], p);
-    }
-  }
-  HWY_ALIGN float chains[kSumLanes];
-  for (std::int64_t c = 0; c < kChains; ++c) hn::StoreU(sum[c], d, chains + c * kLanes);
-  for (std::int64_t half = kSumLanes / 2; half > 0; half /= 2) {
-    for (std::int64_t i = 0; i < half; ++i) chains[i] += chains[i + half];
-  }
-  *l = chains[0];
-  if (*l != *l)
-    *m = *l;  // a NaN score, or one of +Inf: the row stays NaN whatever it is merged with
 }
 
 void softmax(const Tile& tile, const RowState& result) {
@@ -250,56 +186,110 @@ HWY_AFTER_NAMESPACE();
 namespace keyfold::cpu {
 namespace {
 
+/// One instruction set's kernels: on vectors, and for prefill on tiles, where it has these.
+struct KernelSet {
+  struct Tiles {
+    Kernels float16, bfloat16;
+  };
+
+  Kernels vectors;
+  std::optional<Tiles> tiles = {};
+
+  const Kernels& of(DType dtype, std::int64_t q_len) const {
+    if (!tiles || dtype == DType::kFloat32 || q_len <= kDecodeLen) return vectors;
+    return dtype == DType::kFloat16 ? tiles->float16 : tiles->bfloat16;
+  }
+};
+
+/// Adds the set with tiles, if `on_tiles` has them.
+template <class OnTiles>
+void add_tiles(std::vector<KernelSet>& sets, Kernels vectors, const char* name, OnTiles on_tiles) {
+  const std::optional<Kernels> float16 = on_tiles(vectors, DType::kFloat16, name);
+  const std::optional<Kernels> bfloat16 = on_tiles(vectors, DType::kBFloat16, name);
+  vectors.name = name;
+  if (float16 && bfloat16) sets.push_back({vectors, KernelSet::Tiles{*float16, *bfloat16}});
+}
+
 /// Compiled kernels that this machine can run, best first.
-std::vector<Kernels> runnable_kernels() {
-  std::vector<Kernels> result;
+std::vector<KernelSet> runnable_kernels() {
+  std::vector<KernelSet> result;
   const std::int64_t supported = hwy::SupportedTargets();
   (void)supported;
 #if HWY_TARGETS & HWY_AVX3_DL
   if ((supported & HWY_AVX3_DL) != 0 && __builtin_cpu_supports("avx512bf16")) {
-    result.push_back(N_AVX3_DL::make_kernels("avx512_bf16"));
+    const Kernels vectors = N_AVX3_DL::make_kernels("avx512_bf16");
+    add_tiles(result, vectors, "avx512_amx", tiles::amx_kernels);
+    result.push_back({vectors});
   }
 #endif
 #if HWY_TARGETS & HWY_AVX3
-  if ((supported & HWY_AVX3) != 0) result.push_back(N_AVX3::make_kernels("avx512"));
+  if ((supported & HWY_AVX3) != 0) {
+    result.push_back({N_AVX3::make_kernels("avx512")});
+  }
 #endif
 #if HWY_TARGETS & HWY_AVX2
-  if ((supported & HWY_AVX2) != 0) result.push_back(N_AVX2::make_kernels("avx2"));
+  if ((supported & HWY_AVX2) != 0) {
+    result.push_back({N_AVX2::make_kernels("avx2")});
+  }
 #endif
 #if HWY_TARGETS & HWY_NEON
-  result.push_back(N_NEON::make_kernels("neon"));
+  result.push_back({N_NEON::make_kernels("neon")});
 #endif
 #if HWY_TARGETS & HWY_SCALAR
-  result.push_back(N_SCALAR::make_kernels("portable"));
+  result.push_back({N_SCALAR::make_kernels("portable")});
 #endif
   return result;
 }
 
-const std::vector<Kernels>& kernels() {
-  // Never destroyed: a thread may still compute while the process exits.
-  static const auto& all = *new std::vector<Kernels>(runnable_kernels());
+/// What is chosen by name only.
+std::vector<KernelSet> kernels_for_tests(const std::vector<KernelSet>& runnable) {
+  std::vector<KernelSet> result;
+  for (const KernelSet& set : runnable) {
+    if (!result.empty() || set.vectors.name == std::string("avx512_amx")) continue;
+    add_tiles(result, set.vectors, "amx_emulated", tiles::emulated_kernels);
+  }
+  return result;
+}
+
+// Both are never destroyed: a thread may still compute while the process exits.
+const std::vector<KernelSet>& kernels() {
+  static const auto& all = *new std::vector<KernelSet>(runnable_kernels());
   return all;
+}
+
+const std::vector<KernelSet>& test_kernels() {
+  static const auto& all = *new std::vector<KernelSet>(kernels_for_tests(kernels()));
+  return all;
+}
+
+const KernelSet& selected_set() {
+  const char* wanted = std::getenv("KEYFOLD_CPU_ISA");
+  if (wanted == nullptr) return kernels().front();
+  std::string names;
+  for (const KernelSet& set : kernels()) {
+    if (wanted == std::string(set.vectors.name)) return set;
+    names += (names.empty() ? "" : ", ") + std::string(set.vectors.name);
+  }
+  for (const KernelSet& set : test_kernels()) {
+    if (wanted == std::string(set.vectors.name)) return set;
+  }
+  throw InvalidArgument("KEYFOLD_CPU_ISA",
+                        "expected one of " + names + ", got '" + std::string(wanted) + "'");
 }
 
 }  // namespace
 
 std::vector<std::string> kernel_names() {
   std::vector<std::string> names;
-  for (const Kernels& k : kernels()) names.emplace_back(k.name);
+  for (const KernelSet& set : kernels()) names.emplace_back(set.vectors.name);
   return names;
 }
 
-const Kernels& selected_kernels() {
-  const char* wanted = std::getenv("KEYFOLD_CPU_ISA");
-  if (wanted == nullptr) return kernels().front();
-  std::string names;
-  for (const Kernels& k : kernels()) {
-    if (wanted == std::string(k.name)) return k;
-    names += (names.empty() ? "" : ", ") + std::string(k.name);
-  }
-  throw InvalidArgument("KEYFOLD_CPU_ISA",
-                        "expected one of " + names + ", got '" + std::string(wanted) + "'");
+const Kernels& selected_kernels(DType dtype, std::int64_t q_len) {
+  return selected_set().of(dtype, q_len);
 }
+
+bool decode_as_prefill() { return !selected_set().tiles; }
 
 }  // namespace keyfold::cpu
 #endif  // HWY_ONCE

@@ -2,7 +2,8 @@
 //
 // One arithmetic serves prefill and decode. A score is one chain of fused multiply-adds over
 // head_dim, a split's output one chain over its keys, its sum 16 chains (by key modulo 16) and a
-// fixed tree: vector width, row tile and schedule change nothing.
+// fixed tree: vector width, row tile and schedule change nothing. (tiles/ has products of its own,
+// for prefill only.)
 #pragma once
 
 #include <cstddef>
@@ -15,10 +16,12 @@
 
 namespace keyfold::cpu {
 
-inline constexpr std::int64_t kSplitLen = 512;  ///< keys per split
-inline constexpr std::int64_t kPanel = 64;      ///< keys packed side by side
-inline constexpr std::int64_t kMaxDim = 576;    ///< largest head_dim and value_dim
-inline constexpr std::int64_t kMaxRowTile = 8;  ///< query rows of a tile, at most
+inline constexpr std::int64_t kSplitLen = 512;   ///< keys per split
+inline constexpr std::int64_t kPanel = 64;       ///< keys packed side by side
+inline constexpr std::int64_t kMaxDim = 576;     ///< largest head_dim and value_dim
+inline constexpr std::int64_t kMaxRowTile = 16;  ///< query rows of a tile, at most
+inline constexpr std::int64_t kDirectRows = 8;   ///< likewise where keys are read from their rows
+inline constexpr std::int64_t kDecodeLen = 8;    ///< largest q_len of a decode call
 
 /// Rows of a tensor: row i, element d at data + i * row_stride + d * dim_stride (bytes).
 struct RowSource {
@@ -37,7 +40,7 @@ struct RowState {
   float* l = nullptr;
 };
 
-/// A tile: up to row_tile query rows (kMaxRowTile where keys are read from their rows) against one
+/// A tile: up to row_tile query rows (kDirectRows where keys are read from their rows) against one
 /// split. Keys are numbered within the split.
 struct Tile {
   std::int64_t num_rows = 0;
@@ -63,8 +66,9 @@ struct Kernels {
   /// 32-bit words that a packed row of q or k takes: one per element, or one per bfloat16 pair
   /// where the instruction set multiplies pairs.
   std::int64_t (*words)(DType dtype, std::int64_t head_dim);
-  /// As score() and weigh(), straight from the rows of k and v, for up to kMaxRowTile query rows;
+  /// As score() and weigh(), straight from the rows of k and v, for up to kDirectRows query rows;
   /// the first row is that of key `begin`, a multiple of kPanel, and rows up to `end` may be read.
+  /// Null on tiles, whose keys and values must be packed.
   void (*score_rows)(const Tile& tile, const RowSource& k, std::int64_t begin, std::int64_t end);
   void (*weigh_rows)(const Tile& tile, const RowSource& v, std::int64_t begin, std::int64_t end,
                      const RowState& result);
@@ -103,8 +107,13 @@ struct Kernels {
 /// Names of the kernels that this machine can run, best first.
 std::vector<std::string> kernel_names();
 
-/// The best kernels, or those that KEYFOLD_CPU_ISA names; throws InvalidArgument if it names
-/// others than kernel_names().
-const Kernels& selected_kernels();
+/// The best kernels for a call's dtype and q_len, or those that KEYFOLD_CPU_ISA names; throws
+/// InvalidArgument if it names others than kernel_names(). For tests it may also name
+/// "amx_emulated". Tiles, where there are, take the prefill of 16-bit dtypes. Nothing but dtype and
+/// q_len decides: what shares a chunk, a block or a tile with a row may not change its bits.
+const Kernels& selected_kernels(DType dtype = DType::kFloat32, std::int64_t q_len = 1);
+
+/// Whether these give a row the same bits in decode and in prefill.
+bool decode_as_prefill();
 
 }  // namespace keyfold::cpu

@@ -152,22 +152,22 @@ HWY_INLINE void load_columns(D d, const std::byte* rows, std::int64_t stride, V 
 #endif
 }
 
-/// Transposes kTransposeRows rows of `num_words` words (a multiple of 4 readable) into a panel:
-/// word w of row i goes to out[w * kPanel + i]. Strides in bytes.
+/// Transposes kTransposeRows rows of `num_words` words (a multiple of 4 readable): word w of row i
+/// goes to out[w * out_stride + i]. `stride` is in bytes, `out_stride` in words.
 inline void transpose_rows(const std::byte* rows, std::int64_t stride, std::int64_t num_words,
-                           std::uint32_t* out) {
+                           std::uint32_t* out, std::int64_t out_stride = kPanel) {
   const hn::ScalableTag<std::uint32_t> d;
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
   for (std::int64_t i = 0; i < kTransposeRows; i += kLanes) {
     for (std::int64_t w = 0; w < num_words; w += 4) {
       hn::Vec<decltype(d)> columns[4];
       load_columns(d, rows + i * stride + 4 * w, stride, columns);
-      std::uint32_t* column = out + w * kPanel + i;
+      std::uint32_t* column = out + w * out_stride + i;
       const std::int64_t left = num_words - w;
       hn::StoreU(columns[0], d, column);
-      if (left > 1) hn::StoreU(columns[1], d, column + kPanel);
-      if (left > 2) hn::StoreU(columns[2], d, column + 2 * kPanel);
-      if (left > 3) hn::StoreU(columns[3], d, column + 3 * kPanel);
+      if (left > 1) hn::StoreU(columns[1], d, column + out_stride);
+      if (left > 2) hn::StoreU(columns[2], d, column + 2 * out_stride);
+      if (left > 3) hn::StoreU(columns[3], d, column + 3 * out_stride);
     }
   }
 }

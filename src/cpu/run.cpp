@@ -182,7 +182,9 @@ void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std:
   std::size_t count = 0;
   std::int64_t first = kSplitLen, last = 0;
   pack_queries(split.group, begin, end, space.q);
-  const std::int64_t row_tile = ceil_div(end - begin, ceil_div(end - begin, kMaxRowTile));
+  const bool direct = kernels_.score_rows != nullptr;
+  const std::int64_t most = direct ? kDirectRows : kernels_.row_tile;
+  const std::int64_t row_tile = ceil_div(end - begin, ceil_div(end - begin, most));
   for (std::int64_t row = begin; row < end; row += row_tile) {
     const std::int64_t at = row - begin, tile_end = std::min(end, row + row_tile);
     Part& part = parts[count];
@@ -202,18 +204,30 @@ void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std:
     for (std::int64_t key = first / kPanel * kPanel; key < last; key += step) body(key);
   };
   // Several tiles share the rows of a panel while these are in the cache.
-  const std::int64_t step = count == 1 ? kSplitLen : kPanel;
+  const std::int64_t step = direct && count == 1 ? kSplitLen : kPanel;
   steps(step, [&](std::int64_t key) {
     RowSource rows;
     const std::int64_t end_key = key + key_rows(split, key, step, source.k, source, &rows);
-    for (const Part& part : tiles) kernels_.score_rows(part.tile, rows, key, end_key);
+    if (!direct) pack_k(split, key, source, space.panel);
+    for (const Part& part : tiles) {
+      if (direct) {
+        kernels_.score_rows(part.tile, rows, key, end_key);
+      } else {
+        kernels_.score(part.tile, problem_.shape.dtype, space.panel, key, key + kPanel);
+      }
+    }
   });
   for (const Part& part : tiles) kernels_.softmax(part.tile, part.result);
   steps(step, [&](std::int64_t key) {
     RowSource rows;
     const std::int64_t end_key = key + key_rows(split, key, step, source.v, source, &rows);
+    if (!direct) pack_v(split, key, source, space.panel);
     for (const Part& part : tiles) {
-      kernels_.weigh_rows(part.tile, rows, key, end_key, part.result);
+      if (direct) {
+        kernels_.weigh_rows(part.tile, rows, key, end_key, part.result);
+      } else {
+        kernels_.weigh(part.tile, space.panel, key, key + kPanel, part.result);
+      }
     }
   });
   bool again = false;
@@ -223,10 +237,10 @@ void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std:
   }
   if (!again) return;
   steps(kPanel, [&](std::int64_t key) {
-    pack_v(split, key, source, space.v);
+    pack_v(split, key, source, space.panel);
     for (const Part& part : tiles) {
       if (part.exactly) {
-        kernels_.weigh_exactly(part.tile, space.v, key, key + kPanel, part.result);
+        kernels_.weigh_exactly(part.tile, space.panel, key, key + kPanel, part.result);
       }
     }
   });

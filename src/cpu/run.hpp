@@ -12,7 +12,8 @@ namespace keyfold::cpu {
 
 /// Two schedules, the same bits. Many rows to a group: its splits are packed once, in parallel, and
 /// shared by tasks of rows. Few rows (decode): tasks of splits, whose keys and values are read
-/// where they lie; their partial states are then merged in ascending order.
+/// where they lie (for tiles: packed panel by panel); their partial states are then merged in
+/// ascending order.
 class CpuRun : public core::Run {
  public:
   CpuRun(const core::Problem& problem, const core::Block& block, const Kernels& kernels,
@@ -62,8 +63,7 @@ class CpuRun : public core::Run {
                  const ThreadSpace& space, std::int64_t at) const;
   /// Reduces a tile against the packed split in `slot`.
   void reduce_packed(const Tile& tile, std::int64_t slot, const RowState& result) const;
-  /// Reduces rows [begin, end) of a split's group into the partial states from `partial` on, its
-  /// keys and values read where they lie.
+  /// Reduces rows [begin, end) of a split's group into the partial states from `partial` on.
   void reduce_rows(const Split& split, const core::KeySource& source, std::int64_t begin,
                    std::int64_t end, const ThreadSpace& space, std::int64_t partial) const;
 

@@ -33,7 +33,8 @@ struct Layout {
   std::int64_t query_rows() const { return std::max(task_rows, kFewRows); }
   /// Rows whose scores one thread holds together: kFewRows, in whole tiles.
   std::int64_t score_rows() const { return (kFewRows + row_tile - 1) / row_tile * row_tile; }
-  std::int64_t panel() const { return padded_value_dim * kPanel; }
+  /// A panel of keys or of values.
+  std::int64_t panel() const { return std::max(words, padded_value_dim) * kPanel; }
   std::int64_t thread() const {
     return round_up(query_rows() * words) + 2 * score_rows() * kSplitLen + panel() +
            round_up(row_tile * row_state());
@@ -68,7 +69,7 @@ struct ThreadSpace {
   float* q;       ///< packed query rows of a task
   float* scores;  ///< [score_rows][kSplitLen]
   float* bias;    ///< likewise
-  float* v;       ///< the values of a panel of keys
+  float* panel;   ///< keys or values, packed
   RowStates result;
 };
 
@@ -102,9 +103,9 @@ class Workspace {
     float* const q = threads_ + index * layout_.thread();
     float* const scores = q + Layout::round_up(layout_.query_rows() * layout_.words);
     float* const bias = scores + layout_.score_rows() * kSplitLen;
-    float* const v = bias + layout_.score_rows() * kSplitLen;
-    float* const result = v + layout_.panel();
-    return {q, scores, bias, v, {result, layout_.row_tile, layout_.padded_value_dim}};
+    float* const panel = bias + layout_.score_rows() * kSplitLen;
+    float* const result = panel + layout_.panel();
+    return {q, scores, bias, panel, {result, layout_.row_tile, layout_.padded_value_dim}};
   }
 
  private:

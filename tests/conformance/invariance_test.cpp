@@ -127,6 +127,27 @@ TEST_P(Invariance, I1EveryChunkSizeAndEveryBlock) {
   EXPECT_GT(most_blocks, 1);
 }
 
+TEST_P(Invariance, I1TheLastRowsOfAPrefillAreFew) {
+  // As few as a decode call has, where a block of rows ends; yet they are rows of a prefill call.
+  Rng rng("few");
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    const Inputs inputs(
+        {.dtype = dtype, .q_len = 70, .kv_len = 700, .head_dim = 64, .causal = true}, rng);
+    const Call call = inputs.call();
+    const std::vector<std::byte> expected = run(call).bytes();
+    const std::int64_t all = plan_of(call).scratch_bytes, least = least_scratch(call, {});
+    const auto few = [&](const RunOptions& how) {
+      const std::int64_t rows = plan_of(call, how).rows_per_block, left = 70 % rows;
+      return rows > 8 && left > 0 && left <= 8;
+    };
+    RunOptions how;
+    for (std::int64_t part = 64; part > 0 && !few(how); --part)
+      how.max_scratch_bytes = least + (all - least) * part / 64;
+    EXPECT_TRUE(few(how));
+    EXPECT_TRUE(run(call, how).bytes() == expected);
+  }
+}
+
 TEST_P(Invariance, I3ABatchEntryAlone) {
   for_random_cases("I3", by_scale(6, 30, 100), [&](const Call& call, Rng& rng) {
     const Outputs whole = run(call);

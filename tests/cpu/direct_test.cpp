@@ -15,6 +15,7 @@
 namespace keyfold::test {
 namespace {
 
+using cpu::kDirectRows;
 using cpu::kMaxDim;
 using cpu::kMaxRowTile;
 using cpu::kPanel;
@@ -190,7 +191,7 @@ TEST(Direct, GivesTheBitsOfPackedKeysAndValues) {
     const ScopedEnv env("KEYFOLD_CPU_ISA", name.c_str());
     const cpu::Kernels& kernels = cpu::selected_kernels();
     for (const DType dtype : kDTypes)
-      for (std::int64_t num_rows = 1; num_rows <= kMaxRowTile; ++num_rows)
+      for (std::int64_t num_rows = 1; num_rows <= kDirectRows; ++num_rows)
         for (int n = 0; n < by_scale(6, 30, 100) && !testing::Test::HasFailure(); ++n) {
           const Variant v{
               .dtype = dtype,
