@@ -66,11 +66,14 @@ KEYFOLD_INLINE void leave_marks(MarkRing& ring, const Barriers& bars, bool speak
   ring.step();
 }
 
-// The side that brings them. Both warps look for tiles among all rows, and bring them in turn.
+// The side that brings them. Each warp looks for tiles among all rows; they bring them in turn.
 KEYFOLD_INLINE void mark(const Params& p, const Jobs& jobs, const Job* records, u32 base,
                          const Barriers& bars, u32 warp, u32 lane) {
   constexpr u32 kLaneRows = kRows / 32, kAtOnce = kLaneRows / 2;
   constexpr u32 kPairs = kMarkRow / 8, kWords = kSplitTiles > 32 ? 2 : 1;
+  // With one slot the second warp would be two phases of it ahead.
+  constexpr u32 kTurns = kMarkSlots > 1 ? kMarkWarps : 1;
+  if (warp >= kTurns) return;
   MarkRing ring;
   u32 turn = 0;
   for (u32 i = 0;; ++i) {
@@ -90,9 +93,8 @@ KEYFOLD_INLINE void mark(const Params& p, const Jobs& jobs, const Job* records, 
     };
     // The next entry: what is said of it, and, where asked for, the bits.
     const auto bring = [&](u32 said, bool bits, i32 split, u32 tile) {
-      // Both wait: one that is two turns of the ring ahead would take an old phase for its own.
-      barrier_wait(bars.marks_empty + 8 * ring.slot, ring.parity ^ 1);
       if (turn == warp) {
+        barrier_wait(bars.marks_empty + 8 * ring.slot, ring.parity ^ 1);
 #pragma unroll
         for (u32 first = 0; first < kLaneRows && bits; first += kAtOnce) {
           uint2 words[kAtOnce][kPairs];
@@ -114,7 +116,7 @@ KEYFOLD_INLINE void mark(const Params& p, const Jobs& jobs, const Job* records, 
         barrier_arrive(bars.marks_full + 8 * ring.slot);
       }
       ring.step();
-      turn ^= 1;
+      turn = (turn + 1) % kTurns;
     };
     for (i32 pass = 0; pass < kPasses; ++pass) {
       for (i32 split = job.begin / kSplitTiles; split * kSplitTiles < job.end; ++split) {
