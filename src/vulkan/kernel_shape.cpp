@@ -159,7 +159,8 @@ MergeShape merge_shape(const ShapeQuery& query, bool many) {
   MergeShape s;
   s.lanes = std::clamp(std::bit_ceil(dim), 32u, kThreads);
   s.rows = kThreads / s.lanes;
-  s.ahead = many ? 32 : 4;
+  s.ahead = many ? 64 : 4;
+  s.batch = many ? std::min(256u, 512u / s.rows) : 16;
   return s;
 }
 

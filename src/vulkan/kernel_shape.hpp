@@ -83,9 +83,10 @@ struct MergeShape {
   std::uint32_t rows = 0;   ///< of a workgroup
   std::uint32_t lanes = 0;  ///< threads of a row
   std::uint32_t ahead = 0;  ///< partial states that are loaded together
+  std::uint32_t batch = 0;  ///< splits whose factors are found together
 
   std::uint32_t workgroup() const { return rows * lanes; }
-  std::vector<std::uint32_t> constants() const { return {rows, lanes, ahead}; }
+  std::vector<std::uint32_t> constants() const { return {rows, lanes, ahead, batch}; }
 };
 
 /// nullopt where a subgroup's registers or shared memory are too few. `size` is of one product;
