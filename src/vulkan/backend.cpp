@@ -44,6 +44,18 @@ std::string watchdog_of(vk::DriverId driver) {
 #endif
 }
 
+/// What the memory of a discrete GPU gives at least, in bytes per second.
+constexpr double kLeastBandwidth = 5e10;
+
+/// Decode reads keys and values once for the rows of a tile; other kernels' speed is not known
+/// before it is measured.
+double least_flops_per_second(const core::Problem& problem, const Shapes& shapes) {
+  if (!shapes.decode()) return 0;
+  const auto rows =
+      static_cast<double>(std::min(shapes.tile_rows(), problem.group_size() * problem.shape.q_len));
+  return kLeastBandwidth * 2 * rows / static_cast<double>(size_of(problem.shape.dtype));
+}
+
 class VulkanBackend : public core::Backend {
  public:
   VulkanBackend(std::string name, std::shared_ptr<const Instance> instance,
@@ -85,6 +97,7 @@ class VulkanBackend : public core::Backend {
             .first_dispatch_flops = discrete   ? 2e9
                                     : software ? 2e7
                                                : 2e8,
+            .least_flops_per_second = discrete ? least_flops_per_second(problem, shapes) : 0,
             .flops_per_second = discrete   ? 1e13
                                 : software ? 1e10
                                            : 5e11,

@@ -88,6 +88,7 @@ AttendShape attend_shape(const ShapeQuery& query) {
   while (too_large() && s.slice_keys > 4) s.slice_keys /= 2;
   while (too_large() && s.slice_words > 1) s.slice_words /= 2;
   while (too_large() && s.ty > 1) s.ty /= 2;
+  s.woven = s.ty > 1 && s.tx < query.subgroup_size ? 2 : 1;
   if (too_large() || s.workgroup() > query.max_workgroup_invocations) {
     throw std::invalid_argument("the prefill kernel needs more shared memory or threads");
   }
@@ -159,7 +160,8 @@ MergeShape merge_shape(const ShapeQuery& query, bool many) {
   MergeShape s;
   s.lanes = std::clamp(std::bit_ceil(dim), 32u, kThreads);
   s.rows = kThreads / s.lanes;
-  s.ahead = many ? 32 : 4;
+  s.ahead = many ? 64 : 4;
+  s.batch = many ? std::min(256u, 512u / s.rows) : 16;
   return s;
 }
 

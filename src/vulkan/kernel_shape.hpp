@@ -31,6 +31,7 @@ struct AttendShape {
   std::uint32_t groups = 0;       ///< of four columns of the output in a thread
   std::uint32_t slice_words = 0;  ///< 16-byte words of a row of q and k in shared memory
   std::uint32_t slice_keys = 0;   ///< rows of v in shared memory
+  std::uint32_t woven = 1;        ///< rows of threads that neighbours in a subgroup are of
   std::uint32_t shared_bytes = 0;
 
   std::uint32_t workgroup() const { return ty * tx; }
@@ -38,7 +39,7 @@ struct AttendShape {
   std::uint32_t keys() const { return tx * tc; }  ///< of a tile
   /// Constants 16, 17, ...; the last is kPartial.
   std::vector<std::uint32_t> constants(bool partial) const {
-    return {ty, tx, tr, tc, groups, slice_words, slice_keys, partial ? 1u : 0u};
+    return {ty, tx, tr, tc, groups, slice_words, slice_keys, woven, partial ? 1u : 0u};
   }
 };
 
@@ -83,9 +84,10 @@ struct MergeShape {
   std::uint32_t rows = 0;   ///< of a workgroup
   std::uint32_t lanes = 0;  ///< threads of a row
   std::uint32_t ahead = 0;  ///< partial states that are loaded together
+  std::uint32_t batch = 0;  ///< splits whose factors are found together
 
   std::uint32_t workgroup() const { return rows * lanes; }
-  std::vector<std::uint32_t> constants() const { return {rows, lanes, ahead}; }
+  std::vector<std::uint32_t> constants() const { return {rows, lanes, ahead, batch}; }
 };
 
 /// nullopt where a subgroup's registers or shared memory are too few. `size` is of one product;

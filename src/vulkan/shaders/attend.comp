@@ -5,9 +5,11 @@
 // neither its place in the tile nor the rows beside it.
 #include "common.glsl"
 
-// A workgroup is kTy x kTx threads, x innermost. A thread holds the scores of kTr rows x kTc keys
-// and the outputs of the same rows x kGroups groups of four columns. All are powers of two except
-// kGroups; kTx is at most the subgroup's size, so that a row stays in one subgroup.
+// A workgroup is kTy x kTx threads, x innermost but for kWoven rows of them, whose threads take
+// turns (as in CUTLASS's SIMT layout, RowMajorInterleaved): lanes that read shared memory together
+// then read fewer words of it. A thread holds the scores of kTr rows x kTc keys and the outputs of
+// the same rows x kGroups groups of four columns. All are powers of two except kGroups; kWoven *
+// kTx is at most the subgroup's size, so that a row stays in one subgroup.
 layout(constant_id = 16) const uint kTy = 8;
 layout(constant_id = 17) const uint kTx = 8;
 layout(constant_id = 18) const uint kTr = 4;
@@ -15,7 +17,8 @@ layout(constant_id = 19) const uint kTc = 4;
 layout(constant_id = 20) const uint kGroups = 2;
 layout(constant_id = 21) const uint kSliceWords = 4;  // 16-byte words of a row in shared memory
 layout(constant_id = 22) const uint kSliceKeys = 8;   // keys of V in shared memory
-layout(constant_id = 23) const bool kPartial = false;
+layout(constant_id = 23) const uint kWoven = 1;
+layout(constant_id = 24) const bool kPartial = false;
 
 const uint kThreads = kTy * kTx;
 const uint kRows = kTy * kTr;
@@ -48,29 +51,27 @@ uint weight_swizzle(uint key) { return (key >> 2) & 7 & (kRowVecs - 1); }
 
 // The thread's place; the state that lasts for a split.
 uint t_x, t_y, t_id;
-uint t_group, t_first;  // absolute group; index of the tile's first row
+uint t_group, t_first, t_last;  // absolute group; index of the tile's first row; its last row
+uint64_t t_q;                   // the first row's
+int64_t t_k_pitch, t_v_pitch;
 vec4 t_o[kTr * kGroups];
 float t_s[kTr * kTc];
 uvec4 t_slice[4 * kRounds], t_values[kValueRounds];  // loaded ahead
 
-// Loads words `word`.. of the tile's rows and of the keys from `key` on.
+// Loads words `word`.. of the tile's rows and of the keys from `key` on; in the place of those that
+// are not there, the last: nothing is made of them.
 void load_slice(uint64_t k, int key, int limit, uint word) {
   [[unroll]] for (uint round = 0; round < kRounds; ++round) {
     const uint b = round * kThreads + t_id;
-    const uint w = word + b % kSliceWords, column = b / kSliceWords;
+    if (b >= kBlocks) continue;
+    const uint w = min(word + b % kSliceWords, kHeadWords - 1), column = b / kSliceWords;
+    const bool row = column < kRowVecs;
+    const int first = row ? int(4 * column) : key + int(4 * (column - kRowVecs));
+    const int last = row ? int(t_last) : limit - 1;
+    const int64_t pitch = row ? int64_t(16 * kHeadWords) : t_k_pitch;
+    const uint64_t from = (row ? t_q : k) + 16 * w;
     [[unroll]] for (uint i = 0; i < 4; ++i) {
-      t_slice[4 * round + i] = uvec4(0);
-      if (b >= kBlocks || w >= kHeadWords) continue;
-      if (column < kRowVecs) {
-        const uint index = t_first + 4 * column + i;
-        if (index >= params.index_end) continue;
-        t_slice[4 * round + i] =
-            load_words(params.q + (state_index(t_group, index) * kHeadWords + w) * 16);
-      } else {
-        const int at = key + int(4 * (column - kRowVecs) + i);
-        if (at >= limit) continue;
-        t_slice[4 * round + i] = load_words(k + int64_t(at) * params.k_key + 16 * w);
-      }
+      t_slice[4 * round + i] = load_words(from + int64_t(min(first + int(i), last)) * pitch);
     }
   }
 }
@@ -100,10 +101,9 @@ void store_slice(uint slice) {
 void load_values(uint64_t v, int key, int limit) {
   [[unroll]] for (uint round = 0; round < kValueRounds; ++round) {
     const uint b = round * kThreads + t_id;
-    const int at = key + int(b / kValueWords);
-    t_values[round] = uvec4(0);
-    if (b >= kSliceKeys * kValueWords || at >= limit) continue;
-    t_values[round] = load_words(v + int64_t(at) * params.v_key + 16 * (b % kValueWords));
+    if (b >= kSliceKeys * kValueWords) continue;
+    const int at = min(key + int(b / kValueWords), limit - 1);
+    t_values[round] = load_words(v + int64_t(at) * t_v_pitch + 16 * (b % kValueWords));
   }
 }
 
@@ -185,7 +185,7 @@ void soften(uint batch_index, Batch batch, int key, int split_end, bool whole) {
   }
   [[unroll]] for (uint lanes = 1; lanes < kTx; lanes *= 2) {
     [[unroll]] for (uint r = 0; r < kTr; ++r) {
-      const float other = subgroupShuffleXor(most[r], lanes);
+      const float other = subgroupShuffleXor(most[r], kWoven * lanes);
       most[r] = other > most[r] ? other : most[r];
     }
   }
@@ -208,7 +208,7 @@ void soften(uint batch_index, Batch batch, int key, int split_end, bool whole) {
   }
   [[unroll]] for (uint lanes = 1; lanes < kTx; lanes *= 2) {
     [[unroll]] for (uint r = 0; r < kTr; ++r) {
-      precise float both = sum[r] + subgroupShuffleXor(sum[r], lanes);
+      precise float both = sum[r] + subgroupShuffleXor(sum[r], kWoven * lanes);
       sum[r] = both;
     }
   }
@@ -321,7 +321,7 @@ void finish(uint split) {
       // One lane keeps m and l in memory, as only it may read what it wrote without a barrier.
       vec2 state = vec2(0);
       if (t_x == 0 && inside) state = Vec2(params.ml + 8 * at).value;
-      const uint lane = gl_SubgroupInvocationID - t_x;
+      const uint lane = gl_SubgroupInvocationID - kWoven * t_x;
       state = vec2(subgroupShuffle(state.x, lane), subgroupShuffle(state.y, lane));
       if (!inside || !seen) continue;
       const vec2 factors = merge_factors(state, part);
@@ -338,8 +338,8 @@ void finish(uint split) {
 
 void main() {
   t_id = gl_SubgroupID * gl_SubgroupSize + gl_SubgroupInvocationID;
-  t_x = t_id % kTx;
-  t_y = t_id / kTx;
+  t_x = t_id / kWoven % kTx;
+  t_y = t_id / (kWoven * kTx) * kWoven + t_id % kWoven;
   t_group = params.group + gl_WorkGroupID.z;
   // The last rows see the most keys when a call is causal: they begin first.
   t_first = params.index_begin + (gl_NumWorkGroups.x - 1 - gl_WorkGroupID.x) * kRows;
@@ -355,6 +355,11 @@ void main() {
   const uint index_last = min(t_first + kRows, params.index_end) - 1;
   const ivec2 early = visible(batch, t_first / params.heads);
   const ivec2 late = visible(batch, index_last / params.heads);
+
+  t_last = index_last - t_first;
+  t_q = params.q + state_index(t_group, t_first) * kHeadWords * 16;
+  t_k_pitch = params.k_key;
+  t_v_pitch = params.v_key;
 
   if (t_id == 0) s_redo = 0;
   const uint split_first = params.split + (kPartial ? gl_WorkGroupID.y : 0);

@@ -8,17 +8,18 @@
 // A workgroup is kRows rows of kLanes threads, each for one column at a time.
 layout(constant_id = 16) const uint kRows = 1;
 layout(constant_id = 17) const uint kLanes = 64;
-layout(constant_id = 18) const uint kAhead = 4;  // partial states that are loaded together
+layout(constant_id = 18) const uint kAhead = 4;   // partial states that are loaded together
+layout(constant_id = 19) const uint kBatch = 64;  // splits whose factors are found together
 
-const uint kBatch = 64;  // splits whose factors are found together
+const uint kPer = (kBatch + kLanes - 1) / kLanes;  // of them, a thread's
 
 layout(buffer_reference, std430, buffer_reference_align = 4) buffer Float { float value; };
 
-shared vec2 s_part[kRows * kBatch];     // (m, l) of the splits
-shared vec2 s_factors[kRows * kBatch];  // as of merge_factors(); (1, 0) keeps the state as it is
+shared float s_most[kRows * kBatch];    // the largest m of the batch so far
+shared vec4 s_factors[kRows * kBatch];  // as of merge_factors(), l; (1, 0) keeps the state as it is
 
-// The state's m with a later split.
-float larger(float m, vec2 part) { return part.y < 0.0 || m > part.x || is_nan(m) ? m : part.x; }
+// The m of a state and a later one. Where a split is not seen it is -inf.
+float larger(float m, float later) { return m > later || is_nan(m) ? m : later; }
 
 vec2 factors_of(float before, float most, vec2 part) {
   precise float keep = before - base_of(most);
@@ -40,25 +41,46 @@ void main() {
   const uint64_t step = params.index_end - params.index_begin;
   const uint64_t part_ml = params.partial_ml + 8 * part;
   const uint64_t part_o = params.partial_o + 4 * kValueDim * part;
+  const uint base = row * kBatch;
   for (uint first = 0; first < num_splits; first += kBatch) {
     const uint count = min(kBatch, num_splits - first);
-    barrier();  // all have read the last batch, and the state that is written below
-    for (uint i = lane; inside && i < count; i += kLanes) {
-      s_part[row * kBatch + i] = Vec2(part_ml + 8 * step * (first + i)).value;
+    vec2 parts[kPer];
+    barrier();  // all have done with the batch before
+    [[unroll]] for (uint j = 0; j < kPer; ++j) {
+      const uint i = j * kLanes + lane;
+      parts[j] = vec2(hidden(), -1.0);
+      if (inside && i < count) parts[j] = Vec2(part_ml + 8 * step * (first + i)).value;
+      if (i < kBatch) s_most[base + i] = parts[j].x;
     }
     barrier();
-    for (uint i = lane; inside && i < kBatch; i += kLanes) {
-      s_factors[row * kBatch + i] = vec2(1.0, 0.0);
-      if (i >= count) continue;
-      float before = state.x;
-      for (uint j = 0; j < i; ++j) before = larger(before, s_part[row * kBatch + j]);
-      const vec2 part = s_part[row * kBatch + i];
-      s_factors[row * kBatch + i] = factors_of(before, larger(before, part), part);
+    // Each takes in the maximum of 1, 2, 4, ... before it.
+    [[dont_unroll]] for (uint reach = 1; reach < kBatch; reach *= 2) {
+      float most[kPer];
+      [[unroll]] for (uint j = 0; j < kPer; ++j) {
+        const uint i = min(j * kLanes + lane, kBatch - 1);
+        most[j] = s_most[base + i];
+        if (i >= reach) most[j] = larger(s_most[base + i - reach], most[j]);
+      }
+      barrier();
+      [[unroll]] for (uint j = 0; j < kPer; ++j) {
+        if (j * kLanes + lane < kBatch) s_most[base + j * kLanes + lane] = most[j];
+      }
+      barrier();
+    }
+    [[unroll]] for (uint j = 0; j < kPer; ++j) {
+      const uint i = j * kLanes + lane;
+      if (i >= kBatch) continue;
+      const float before = i == 0 ? state.x : larger(state.x, s_most[base + i - 1]);
+      s_factors[base + i] =
+          vec4(factors_of(before, larger(state.x, s_most[base + i]), parts[j]), parts[j].y, 0.0);
     }
     barrier();
+    // l goes the way of the columns; every thread finds it for itself.
+    float l = state.y;
     for (uint column = lane; inside && column < kValueDim; column += kLanes) {
       Float place = Float(params.o + (at * kValueDim + column) * 4);
-      vec4 o = vec4(place.value);
+      float o = place.value;
+      l = state.y;
       [[dont_unroll]] for (uint begin = 0; begin < count; begin += kAhead) {
         float later[kAhead];
         [[unroll]] for (uint i = 0; i < kAhead; ++i) {
@@ -66,16 +88,16 @@ void main() {
           later[i] = Float(part_o + 4 * (kValueDim * step * split + column)).value;
         }
         [[unroll]] for (uint i = 0; i < kAhead; ++i) {
-          o = merge_values(o, vec4(later[i]), s_factors[row * kBatch + begin + i]);
+          const vec4 factors = s_factors[base + begin + i];
+          const vec4 both =
+              merge_values(vec4(o, l, 0.0, 0.0), vec4(later[i], factors.z, 0.0, 0.0), factors.xy);
+          o = both.x;
+          l = both.y;
         }
       }
-      place.value = o.x;
+      place.value = o;
     }
-    for (uint i = 0; inside && i < count; ++i) {
-      const vec2 part = s_part[row * kBatch + i], factors = s_factors[row * kBatch + i];
-      state.x = larger(state.x, part);
-      state.y = merge_values(vec4(state.y), vec4(part.y), factors).x;
-    }
+    state = vec2(larger(state.x, s_most[base + count - 1]), l);
   }
   if (inside && lane == 0) Vec2(params.ml + 8 * at).value = state;
 }
