@@ -399,23 +399,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       };
 
       load_state(c, p, state, pass, lane);
-      i32 split = job.begin / kSplitTiles;  // of the tile before
-      for (Tile tile{job.begin - 1};;) {
-        if (blind) break;
-        const bool more = next_tile(tile, job, marks, base, bars);
-        const i32 n = tile.n;
+      [[maybe_unused]] i32 split = job.begin / kSplitTiles;  // of the tile before
+      for (Tile tile{job.begin}; (!kMasked || !blind) && tile.is_one(job); ++tile.n) {
         const auto let_marks_go = [&] {
           if (kMasked) __syncwarp();
           leave_marks(marks, bars, lane == 0);
         };
-        if (!more) {
-          let_marks_go();
-          break;
+        if constexpr (kMasked) {
+          if (!tile.find(marks, base, bars)) {
+            let_marks_go();
+            break;
+          }
+          if (tile.n / kSplitTiles != split) close_split(c);
+          split = tile.n / kSplitTiles;
         }
-        if (kMasked && n / kSplitTiles != split) {
-          close_split(c);
-          split = n / kSplitTiles;
-        }
+        const i32 n = tile.n;
         const Ring keys = ring;
         hold(c.s);
 #pragma unroll

@@ -39,10 +39,12 @@ KEYFOLD_INLINE void produce(const TensorMap& q_map, const TensorMap& k_map, cons
     const i32 k_head = p.k_head != 0 ? kv_head : 0, k_batch = p.k_batch != 0 ? batch : 0;
     const i32 v_head = p.v_head != 0 ? kv_head : 0, v_batch = p.v_batch != 0 ? batch : 0;
     for (i32 pass = 0; pass < kPasses; ++pass) {
-      for (Tile tile{job.begin - 1};;) {
-        const bool more = next_tile(tile, job, marks, base, bars);
-        leave_marks(marks, bars);
-        if (!more) break;
+      for (Tile tile{job.begin}; tile.is_one(job); ++tile.n) {
+        if constexpr (kMasked) {
+          const bool more = tile.find(marks, base, bars);
+          leave_marks(marks, bars);
+          if (!more) break;
+        }
         for (u32 part = 0; part < kKeyParts + kValueParts; ++part) {
           const u32 to = base + kSlotsAt + ring.slot * kSlotBytes, full = bars.full + 8 * ring.slot;
           barrier_wait(bars.empty + 8 * ring.slot, ring.parity ^ 1);
@@ -82,12 +84,13 @@ KEYFOLD_INLINE void release(u32 base, const Barriers& bars, const Job* records) 
     };
     arrive(bars.q_empty, absent);
     if (job.begin == job.end) continue;
-    for (Tile tile{job.begin - 1};;) {
-      const bool more = next_tile(tile, job, marks, base, bars);
-      // Four warps each; and this thread.
-      if (kMasked) arrive(bars.marks_empty + 8 * marks.slot, 4 * absent);
-      leave_marks(marks, bars);
-      if (!more) break;
+    for (Tile tile{job.begin}; tile.is_one(job); ++tile.n) {
+      if constexpr (kMasked) {
+        const bool more = tile.find(marks, base, bars);
+        arrive(bars.marks_empty + 8 * marks.slot, 4 * absent);  // four warps each; and this thread
+        leave_marks(marks, bars);
+        if (!more) break;
+      }
       for (u32 part = 0; part < kKeyParts + kValueParts; ++part) {
         barrier_wait(bars.full + 8 * ring.slot, ring.parity);
         arrive(bars.empty + 8 * ring.slot, absent);

@@ -105,9 +105,11 @@ KEYFOLD_INLINE bool find_job(const Params& p, const Jobs& jobs, u32 i, Job& job,
   const u32 last = smaller(job.first + 64 * job.units, p.index_end) - 1;
   Range early = visible(seen, job.first / p.heads), late = visible(seen, last / p.heads);
   job.full = {late.begin, early.end};
-  const u32 first = p.split + (kPartial ? job.split : 0), count = kPartial ? 1 : p.num_splits;
-  early.begin = larger(early.begin, i32(first * kSplitLen));
-  late.end = smaller(late.end, i32((first + count) * kSplitLen));
+  if (kPartial || kMaskType != 0) {  // waves of parts of the keys
+    const u32 first = p.split + (kPartial ? job.split : 0), count = kPartial ? 1 : p.num_splits;
+    early.begin = larger(early.begin, i32(first * kSplitLen));
+    late.end = smaller(late.end, i32((first + count) * kSplitLen));
+  }
   job.begin = early.begin / i32(kKeys);
   job.end = (late.end + i32(kKeys) - 1) / i32(kKeys);
   if (early.begin >= late.end) {

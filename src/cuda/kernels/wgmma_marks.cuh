@@ -40,25 +40,23 @@ KEYFOLD_INLINE bool has_values(const Jobs& jobs) {
   return __syncthreads_or(other);
 }
 
-// The tiles of a job, one after the other; without a mask all of them.
+// The tiles of a job: without a mask all of them, one after the other.
+constexpr u32 kNoMore = ~0u;
 struct Tile {
   i32 n;
-  bool full;  // all rows see all keys, as far as the mask goes
-};
-constexpr u32 kNoMore = ~0u;
-// Waits for the next one; false behind the last. `tile` is the one before, at first
-// {job.begin - 1}.
-KEYFOLD_INLINE bool next_tile(Tile& tile, const Job& job, const MarkRing& ring, u32 base,
-                              const Barriers& bars) {
-  if (!kMasked) {
-    ++tile.n;
-    return tile.n < job.end;
+  bool full = true;  // all rows see all keys, as far as the mask goes
+
+  // With a mask only find() knows.
+  KEYFOLD_INLINE bool is_one(const Job& job) const { return kMasked || n < job.end; }
+  // Waits for the marks of the next one; false behind the last.
+  KEYFOLD_INLINE bool find(const MarkRing& ring, u32 base, const Barriers& bars) {
+    barrier_wait(bars.marks_full + 8 * ring.slot, ring.parity);
+    const u32 said = read_shared(base + kSaidAt + 4 * ring.slot);
+    n = i32(said >> 1);
+    full = (said & 1) != 0;
+    return said != kNoMore;
   }
-  barrier_wait(bars.marks_full + 8 * ring.slot, ring.parity);
-  const u32 said = read_shared(base + kSaidAt + 4 * ring.slot);
-  tile = {i32(said >> 1), (said & 1) != 0};
-  return said != kNoMore;
-}
+};
 // `speaks`: one thread of each warp that consumes; and those that copy.
 KEYFOLD_INLINE void leave_marks(MarkRing& ring, const Barriers& bars, bool speaks = true) {
   if (!kMasked) return;
