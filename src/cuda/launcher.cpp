@@ -33,7 +33,7 @@ Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& w
     launch.jobs = shapes_.jobs_of(wave);
     launch.jobs->memory = memory_.flags != 0 ? memory_.flags : memory_.prepared;
     launch.jobs->prepared = memory_.prepared;
-    if (shapes_.prepare()) launch.jobs->prepared_by = shapes_.prepare_grid(wave).x;
+    if (memory_.prepared != 0) launch.jobs->prepared_by = shapes_.prepare_grid(wave).x;
   }
   if (spec.ends) launch.ends = ends;
   return launch;

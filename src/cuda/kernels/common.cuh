@@ -84,6 +84,9 @@ KEYFOLD_INLINE float read_float(u64 address) {
   asm volatile("ld.global.f32 %0, [%1];" : "=f"(x) : "l"(address) : "memory");
   return x;
 }
+KEYFOLD_INLINE void write_word(u64 address, u32 x) {
+  asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
+}
 KEYFOLD_INLINE void write(u64 address, float x) {
   asm volatile("st.global.f32 [%0], %1;" ::"l"(address), "f"(x) : "memory");
 }

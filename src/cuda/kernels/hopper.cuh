@@ -9,10 +9,6 @@ struct alignas(64) TensorMap {
   char bytes[128];
 };
 
-KEYFOLD_INLINE void write_word(u64 address, u32 x) {
-  asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
-}
-
 KEYFOLD_INLINE u32 shared_address(const void* p) {
   return static_cast<u32>(__cvta_generic_to_shared(p));
 }

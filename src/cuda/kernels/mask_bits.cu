@@ -7,10 +7,6 @@ struct Jobs {
   u64 bits;
 };
 
-KEYFOLD_INLINE void write_word(u64 address, u32 x) {
-  asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
-}
-
 constexpr u32 kSize = kMaskType == 1 ? 1 : kMaskType == 2 ? 4 : 2;
 constexpr u32 kTileWords = kKeys / 32;
 

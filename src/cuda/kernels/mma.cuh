@@ -7,10 +7,6 @@
 KEYFOLD_INLINE u32 shared_address(const void* p) {
   return static_cast<u32>(__cvta_generic_to_shared(p));
 }
-KEYFOLD_INLINE void write_word(u64 address, u32 x) {
-  asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
-}
-
 // 16 bytes; zeros where `valid` is false: nothing is read then.
 KEYFOLD_INLINE void copy_16(u32 to, u64 from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
