@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "ceilings.hpp"
+#include "keyfold/plan.hpp"
 #include "process.hpp"
 #include "random_tensor.hpp"
 
