@@ -1,7 +1,7 @@
 """Speed of keyfold on the CPU beside PyTorch, MLX and ggml and the machine's limits, as tables.
 
-All compute tensors of the same sizes in the same run, PyTorch, MLX and keyfold in turns; each figure
-is the median of the rounds. The limits are those of `keyfold bench` and a float32 product of
+All compute tensors of the same sizes in the same run, PyTorch, MLX and keyfold in turns; each
+figure is the median of the rounds. The limits are those of `keyfold bench` and a float32 product of
 OpenBLAS, NumPy's, which OPENBLAS_CORETYPE=Haswell keeps to AVX2 as KEYFOLD_CPU_ISA=avx2 keeps
 keyfold. `--json FILE` writes what roofline.py draws.
 """
