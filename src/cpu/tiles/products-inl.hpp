@@ -22,7 +22,8 @@ namespace HWY_NAMESPACE {
 
 constexpr int kSums = 4;                // tiles 0 to 3
 constexpr int kFirst = 4, kSecond = 6;  // tiles of first and second operands, two each
-constexpr std::int64_t kScoreRowBytes = kSplitLen * static_cast<std::int64_t>(sizeof(float));
+constexpr std::int64_t kScoreRowBytes = kScoreStride * static_cast<std::int64_t>(sizeof(float));
+constexpr std::int64_t kQueryRowBytes = kMaxDim * static_cast<std::int64_t>(sizeof(float));
 static_assert(kPanel == kSums * kLanes);
 
 /// Tiles are configured while this lives: sums and first operands with `rows` rows.
@@ -48,6 +49,11 @@ struct Steps {
         last(std::min(end, (tile.last + step - 1) / step * step)) {}
   std::int64_t first, last;
 };
+
+/// Whether any row sees a key of the panel of `key`.
+HWY_INLINE bool sees(const Tile& tile, std::int64_t key) {
+  return (tile.panels >> key / kPanel & 1) != 0;
+}
 
 /// Sums += one first operand times kCount second ones, `step` words apart.
 template <class Unit, int kCount>
@@ -77,7 +83,7 @@ inline bool scores_are_finite(const Tile& tile, std::int64_t key) {
   const hn::CappedTag<float, kLanes> d;
   auto sum = hn::Zero(d);  // 0 * x is 0 for finite x, NaN otherwise
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    const float* const scores = tile.scores + r * kSplitLen + key;
+    const float* const scores = tile.scores + r * kScoreStride + key;
     for (std::int64_t i = 0; i < kPanel; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
       sum = hn::MulAdd(hn::LoadU(d, scores + i), hn::Zero(d), sum);
     }
@@ -95,9 +101,9 @@ void repair_scores(const Tile& tile, std::int64_t key, const std::uint32_t* pane
   };
   const std::int64_t part_words = tile.words / kParts;
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    const auto* q = static_cast<const std::uint32_t*>(tile.q) + r * tile.words;
+    const auto* q = static_cast<const std::uint32_t*>(tile.q) + r * kMaxDim;
     for (std::int64_t i = 0; i < kPanel; ++i) {
-      float& score = tile.scores[r * kSplitLen + key + i];
+      float& score = tile.scores[r * kScoreStride + key + i];
       if (score == score) continue;
       const std::uint32_t* const k = panel + i / kLanes * kLanes * tile.words + i % kLanes;
       score = 0;
@@ -122,10 +128,11 @@ void score(const Tile& tile, DType, const void* panels, std::int64_t begin, std:
   const Session<Unit> session(tile.num_rows);
   const auto* q = static_cast<const std::uint32_t*>(tile.q);
   for (std::int64_t key = keys.first; key < keys.last; key += kPanel) {
+    if (!sees(tile, key)) continue;
     const auto* panel = static_cast<const std::uint32_t*>(panels) + (key - begin) * tile.words;
     each<kSums>([](auto i) { Unit::template zero<i()>(); });
     each_product<kParts>(tile.words, [&](std::int64_t of_k, std::int64_t of_q) {
-      multiply<Unit, kSums>(q + of_q, 4 * tile.words, panel + of_k * kLanes, tile.words * kLanes);
+      multiply<Unit, kSums>(q + of_q, kQueryRowBytes, panel + of_k * kLanes, tile.words * kLanes);
     });
     each<kSums>([&](auto i) {
       Unit::template store<i()>(tile.scores + key + i() * kLanes, kScoreRowBytes);
@@ -136,7 +143,7 @@ void score(const Tile& tile, DType, const void* panels, std::int64_t begin, std:
 
 /// Weights as pairs of bfloat16, in place: of every 32, the rounded high parts of i and i + 16,
 /// then what these leave, cut off.
-inline void pair_weights(float* weights, std::int64_t begin, std::int64_t end) {
+inline void pair_weights(const Tile& tile, float* weights, std::int64_t begin, std::int64_t end) {
   const hn::CappedTag<float, kLanes> d;
   const hn::RebindToUnsigned<decltype(d)> du;
   const auto split = [&](const float* p) HWY_ATTR -> Halves<decltype(d)> {
@@ -146,6 +153,7 @@ inline void pair_weights(float* weights, std::int64_t begin, std::int64_t end) {
     return {high, hn::BitCast(du, hn::Sub(x, hn::BitCast(d, high)))};
   };
   for (std::int64_t key = begin; key < end; key += kStep) {
+    if (!sees(tile, key)) continue;
     for (std::int64_t i = 0; i < kLanes; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
       float* const first = weights + key + i;
       float* const second = first + kLanes;
@@ -160,7 +168,7 @@ inline void softmax(const Tile& tile, const RowState& result) {
   const Steps keys(tile, kStep, 0, kSplitLen);
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
     base::softmax_row(tile, r, keys.first, keys.last, result.m + r, result.l + r);
-    pair_weights(tile.scores + r * kSplitLen, keys.first, keys.last);
+    pair_weights(tile, tile.scores + r * kScoreStride, keys.first, keys.last);
   }
 }
 
@@ -199,6 +207,7 @@ void weigh(const Tile& tile, const float* v, std::int64_t begin, std::int64_t en
         Unit::template load<i()>(o + i() * kLanes, 4 * dim);
       });
       for (std::int64_t key = keys.first; key < keys.last; key += kStep) {
+        if (!sees(tile, key)) continue;
         const std::uint32_t* values = values_at<kParts>(v, key - begin, dim) + column * kLanes;
         weigh_step<Unit, kParts, kCount>(tile.scores + key, values, values, kLanes * dim);
       }
@@ -222,13 +231,14 @@ void weigh_exactly(const Tile& tile, const float* v, std::int64_t begin, std::in
   HWY_ALIGN std::uint32_t values[kParts * kTileWords], finite[kTileWords];
   for (std::int64_t i = 0; i < tile.num_rows * dim; i += kLanes) {
     const std::int64_t row = i / dim, column = i % dim;
-    const float* const weights = tile.scores + row * kSplitLen;
+    const float* const weights = tile.scores + row * kScoreStride;
     if (keys.first <= tile.first) {
       Unit::template zero<0>();
     } else {
       Unit::template load<0>(result.o + i, kTileRowBytes);
     }
     for (std::int64_t key = keys.first; key < keys.last; key += kStep) {
+      if (!sees(tile, key)) continue;
       const std::uint32_t* from = values_at<kParts>(v, key - begin, dim) + column * kLanes;
       for (std::int64_t w = 0; w < kTileWords; ++w) {
         const auto pair = std::bit_cast<std::uint32_t>(weights[key + w / kLanes]);
