@@ -46,8 +46,9 @@ class CpuBackend : public core::Backend {
   }
 
   core::KernelInfo kernel(const core::Problem& problem) const override {
-    return {.name = kernels_of(problem).name,
-            .split_len = kSplitLen,
+    const Kernels& kernels = kernels_of(problem);
+    return {.name = kernels.name,
+            .split_len = kernels.split_len,
             .row_align = 1,
             .max_in_flight = 1,
             .first_dispatch_flops = 2e8,

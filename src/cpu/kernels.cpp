@@ -101,7 +101,7 @@ void softmax(const Tile& tile, const RowState& result) {
   const std::int64_t begin = tile.first / kSumLanes * kSumLanes;
   const std::int64_t end = (tile.last + kSumLanes - 1) / kSumLanes * kSumLanes;
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    softmax_row(tile, r, begin, end, result.m + r, result.l + r);
+    softmax_row(tile, r, begin, end, tile.scores + r * kScoreStride, result.m + r, result.l + r);
   }
 }
 
@@ -189,28 +189,61 @@ bool all_finite(const Tile& tile, const RowState& result) {
   return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
 }
 
-void merge(const RowState& state, const RowState& later, std::int64_t padded_dim) {
-  const hn::ScalableTag<float> d;
-  const hn::CappedTag<float, 1> d1;
-  const float hidden = -std::numeric_limits<float>::infinity();
-  const float m = *state.m > *later.m || *state.m != *state.m ? *state.m : *later.m;
-  const float base = m == hidden ? 0.0f : m;
-  const float keep = hn::GetLane(exp_nonpositive(d1, hn::Set(d1, *state.m - base)));
-  const float add = hn::GetLane(exp_nonpositive(d1, hn::Set(d1, *later.m - base)));
-  // A side of weight 0 is left out, as 0 times its Inf or NaN would be NaN. The same bits
-  // otherwise.
-  if (add == 0) return;
-  *state.m = m;
-  if (keep == 0) {
-    *state.l = *later.l;
-    std::copy_n(later.o, padded_dim, state.o);
-    return;
-  }
-  *state.l = std::fma(*later.l, add, *state.l * keep);
-  const auto keep_v = hn::Set(d, keep), add_v = hn::Set(d, add);
-  for (std::int64_t i = 0; i < padded_dim; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
-    const auto kept = hn::Mul(hn::LoadU(d, state.o + i), keep_v);
-    hn::StoreU(hn::MulAdd(hn::LoadU(d, later.o + i), add_v, kept), d, state.o + i);
+/// What merging rows takes: the larger maximum, and the weights of state and later.
+struct MergeFactors {
+  float m[16], keep[16], add[16];
+};
+
+/// Those of as many rows as d has lanes.
+template <class D>
+HWY_INLINE void merge_factors(D d, const float* state_m, const float* later_m,
+                              MergeFactors* factors, std::int64_t at) {
+  const auto state = hn::LoadU(d, state_m), later = hn::LoadU(d, later_m);
+  const auto hidden = hn::Set(d, -std::numeric_limits<float>::infinity());
+  const auto larger = hn::Or(hn::Gt(state, later), hn::Ne(state, state));
+  const auto m = hn::IfThenElse(larger, state, later);
+  const auto base = hn::IfThenElse(hn::Eq(m, hidden), hn::Zero(d), m);
+  hn::StoreU(m, d, factors->m + at);
+  hn::StoreU(exp_nonpositive(d, hn::Sub(state, base)), d, factors->keep + at);
+  hn::StoreU(exp_nonpositive(d, hn::Sub(later, base)), d, factors->add + at);
+}
+
+void merge(const RowState& states, const RowState& laters, std::int64_t padded_dim,
+           std::int64_t rows) {
+  const hn::CappedTag<float, 16> d;
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
+  MergeFactors factors;
+  for (std::int64_t first = 0; first < rows; first += kLanes) {
+    const std::int64_t here = std::min(kLanes, rows - first);
+    if (here == kLanes) {
+      merge_factors(d, states.m + first, laters.m + first, &factors, 0);
+    } else {
+      for (std::int64_t i = 0; i < here; ++i) {
+        merge_factors(hn::CappedTag<float, 1>(), states.m + first + i, laters.m + first + i,
+                      &factors, i);
+      }
+    }
+    for (std::int64_t i = 0; i < here; ++i) {
+      const std::int64_t row = first + i;
+      float* const o = states.o + row * padded_dim;
+      const float* const later_o = laters.o + row * padded_dim;
+      const float keep = factors.keep[i], add = factors.add[i];
+      // A side of weight 0 is left out, as 0 times its Inf or NaN would be NaN. The same bits
+      // otherwise.
+      if (add == 0) continue;
+      states.m[row] = factors.m[i];
+      if (keep == 0) {
+        states.l[row] = laters.l[row];
+        std::copy_n(later_o, padded_dim, o);
+        continue;
+      }
+      states.l[row] = std::fma(laters.l[row], add, states.l[row] * keep);
+      const auto keep_v = hn::Set(d, keep), add_v = hn::Set(d, add);
+      for (std::int64_t c = 0; c < padded_dim; c += kLanes) {
+        const auto kept = hn::Mul(hn::LoadU(d, o + c), keep_v);
+        hn::StoreU(hn::MulAdd(hn::LoadU(d, later_o + c), add_v, kept), d, o + c);
+      }
+    }
   }
 }
 
@@ -223,6 +256,7 @@ void exp_array(const float* x, float* result, std::int64_t count) {
 
 Kernels make_kernels(const char* name) {
   return {.name = name,
+          .split_len = kSplitLen,
           .row_tile = kMaxRowTile,
           .row_align = 1,
           .words = words,

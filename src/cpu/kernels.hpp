@@ -18,7 +18,7 @@
 
 namespace keyfold::cpu {
 
-inline constexpr std::int64_t kSplitLen = 512;   ///< keys per split
+inline constexpr std::int64_t kSplitLen = 512;   ///< keys per split, at most
 inline constexpr std::int64_t kPanel = 64;       ///< keys packed, and hidden by masks, together
 inline constexpr std::int64_t kMaxDim = 576;     ///< largest head_dim and value_dim
 inline constexpr std::int64_t kMaxRowTile = 96;  ///< query rows of a tile, at most
@@ -99,6 +99,7 @@ inline Panels panels_of(std::int64_t begin, std::int64_t end) {
 /// may be called part by part in ascending order, and touch only keys of [first, last).
 struct Kernels {
   const char* name;        ///< "avx512", ...
+  std::int64_t split_len;  ///< keys per split
   std::int64_t row_tile;   ///< query rows per tile, at most
   std::int64_t row_align;  ///< a tile's rows are computed in multiples of these
 
@@ -138,8 +139,9 @@ struct Kernels {
   /// Whether the tile's outputs hold neither Inf nor NaN.
   bool (*all_finite)(const Tile& tile, const RowState& result);
 
-  /// Merges one row's later state into its earlier one.
-  void (*merge)(const RowState& state, const RowState& later, std::int64_t padded_dim);
+  /// Merges rows' later states into their earlier ones.
+  void (*merge)(const RowState& states, const RowState& laters, std::int64_t padded_dim,
+                std::int64_t rows);
   /// Normalises a row's output and stores it in the dtype, its elements `step` bytes apart.
   void (*finish_row)(const core::RowEnd& end, const float* o, std::int64_t dim, DType dtype,
                      std::byte* out, std::int64_t step);

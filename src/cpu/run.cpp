@@ -14,7 +14,6 @@
 namespace keyfold::cpu {
 namespace {
 
-constexpr std::int64_t kPanels = kSplitLen / kPanel;
 constexpr std::int64_t kLeastTaskRows = 12;  // fewer read the packed keys too often
 constexpr float kSawNothing = -1;  // the sum l of a partial state that is not to be merged
 
@@ -76,7 +75,7 @@ RowState CpuRun::state_at(std::int64_t group, std::int64_t index) const {
 
 CpuRun::Split CpuRun::split_at(std::int64_t group, std::int64_t key, std::int64_t key_end) const {
   const auto batch = static_cast<std::size_t>(group / problem_.shape.num_kv_heads);
-  return {group, {key, std::min({key + kSplitLen, key_end, problem_.key_limit[batch]})}};
+  return {group, {key, std::min({key + kernels_.split_len, key_end, problem_.key_limit[batch]})}};
 }
 
 void CpuRun::submit(const core::Chunk& chunk, const core::KeySource& source) {
@@ -204,10 +203,11 @@ Tile CpuRun::make_tile(const Split& split, std::int64_t begin, std::int64_t end,
 
 void CpuRun::reduce_packed(const Tile& tile, std::int64_t slot, const RowState& result) const {
   const float* const v = workspace_.packed_v(slot);
-  kernels_.score(tile, problem_.shape.dtype, workspace_.packed_k(slot), 0, kSplitLen);
+  const std::int64_t end = kernels_.split_len;
+  kernels_.score(tile, problem_.shape.dtype, workspace_.packed_k(slot), 0, end);
   kernels_.softmax(tile, result);
-  kernels_.weigh(tile, v, 0, kSplitLen, result);
-  if (!kernels_.all_finite(tile, result)) kernels_.weigh_exactly(tile, v, 0, kSplitLen, result);
+  kernels_.weigh(tile, v, 0, end, result);
+  if (!kernels_.all_finite(tile, result)) kernels_.weigh_exactly(tile, v, 0, end, result);
 }
 
 void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std::int64_t begin,
@@ -293,6 +293,7 @@ void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std:
 void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
   const std::int64_t heads = problem_.group_size(), row_tile = kernels_.row_tile;
   const Layout& layout = workspace_.layout();
+  const std::int64_t split_len = kernels_.split_len;
   const std::int64_t first_row = (box.row_begin - block_.row_begin) * heads;
   const std::int64_t last_row = (box.row_end - block_.row_begin) * heads;
   const std::int64_t rows = last_row - first_row;
@@ -303,11 +304,12 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
   const std::int64_t task_rows = ceil_div(least, kernels_.row_align) * kernels_.row_align;
 
   for (std::int64_t group = box.group_begin; group < box.group_end; ++group) {
-    for (std::int64_t key = box.key_begin; key < box.key_end; key += kPackedSplits * kSplitLen) {
-      const std::int64_t splits = std::min(kPackedSplits, ceil_div(box.key_end - key, kSplitLen));
-      for_each(0, splits * kPanels, [&](std::int64_t i) {
-        const std::int64_t slot = i / kPanels, first = i % kPanels * kPanel;
-        const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
+    for (std::int64_t key = box.key_begin; key < box.key_end; key += kPackedKeys) {
+      const std::int64_t splits = ceil_div(std::min(kPackedKeys, box.key_end - key), split_len);
+      const std::int64_t panels = split_len / kPanel;
+      for_each(0, splits * panels, [&](std::int64_t i) {
+        const std::int64_t slot = i / panels, first = i % panels * kPanel;
+        const Split split = split_at(group, key + slot * split_len, box.key_end);
         if (split.keys.begin + first >= split.keys.end) return;
         if (!any_sees(split, first, first_row, last_row, this_thread().bias)) return;
         pack_k(split, first, source, workspace_.packed_k(slot) + first * layout.words);
@@ -319,17 +321,15 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
         const std::int64_t end = std::min(last_row, begin + task_rows);
         pack_queries(group, begin, end, space.q);
         for (std::int64_t slot = 0; slot < splits; ++slot) {
-          const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
+          const Split split = split_at(group, key + slot * split_len, box.key_end);
           for (std::int64_t row = begin; row < end; row += row_tile) {
             const std::int64_t tile_end = std::min(end, row + row_tile);
             const Tile tile =
                 make_tile(split, row, tile_end, space.q + (row - begin) * kMaxDim, space, 0);
             if (tile.panels == 0) continue;
             reduce_packed(tile, slot, space.result.at(0));
-            for (std::int64_t r = row; r < tile_end; ++r) {
-              if (tile.seen[r - row] == 0) continue;
-              kernels_.merge(state_at(group, r), space.result.at(r - row), layout.padded_value_dim);
-            }
+            kernels_.merge(state_at(group, row), space.result.at(0), layout.padded_value_dim,
+                           tile.num_rows);
           }
         }
       });
@@ -340,9 +340,10 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
 void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) {
   const std::int64_t heads = problem_.group_size();
   const Layout& layout = workspace_.layout();
+  const std::int64_t split_len = kernels_.split_len;
   const std::int64_t first_row = (box.row_begin - block_.row_begin) * heads;
   const std::int64_t rows = (box.row_end - box.row_begin) * heads;
-  const std::int64_t splits = ceil_div(box.key_end - box.key_begin, kSplitLen);
+  const std::int64_t splits = ceil_div(box.key_end - box.key_begin, split_len);
   const std::int64_t pairs = (box.group_end - box.group_begin) * splits;
   const std::int64_t wave = kPartialRows / rows;  // pairs of group and split, groups outermost
   const auto group_of = [&](std::int64_t pair) { return box.group_begin + pair / splits; };
@@ -350,7 +351,7 @@ void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) 
   for (std::int64_t first = 0; first < pairs; first += wave) {
     const std::int64_t last = std::min(pairs, first + wave);
     for_each(first, last, [&](std::int64_t pair) {
-      const std::int64_t key = box.key_begin + pair % splits * kSplitLen;
+      const std::int64_t key = box.key_begin + pair % splits * split_len;
       reduce_rows(split_at(group_of(pair), key, box.key_end), source, first_row, first_row + rows,
                   this_thread(), (pair - first) * rows);
     });
@@ -362,7 +363,7 @@ void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) 
       for (std::int64_t pair = begin; pair < end; ++pair) {
         const RowState partial = workspace_.partials().at((pair - first) * rows + row);
         if (*partial.l == kSawNothing) continue;
-        kernels_.merge(state_at(group, first_row + row), partial, layout.padded_value_dim);
+        kernels_.merge(state_at(group, first_row + row), partial, layout.padded_value_dim, 1);
       }
     });
   }
@@ -373,7 +374,7 @@ void CpuRun::merge(core::Run& other) {
   const RowStates& states = workspace_.states();
   on_threads(states.rows * states.padded_dim <= kAloneRowFloats, [&] {
     for_each(0, states.rows, [&](std::int64_t row) {
-      kernels_.merge(states.at(row), from.workspace_.states().at(row), states.padded_dim);
+      kernels_.merge(states.at(row), from.workspace_.states().at(row), states.padded_dim, 1);
     });
   });
 }

@@ -24,9 +24,8 @@ constexpr std::int64_t kSumLanes = 16;  // chains of a row's sum, whatever the v
 /// biased, hidden.
 template <class D>
 HWY_INLINE void finish_scores(D d, const Tile& tile, std::int64_t row, bool biased,
-                              std::int64_t begin, std::int64_t end) {
+                              std::int64_t begin, std::int64_t end, float* scores) {
   using V = hn::Vec<D>;
-  float* const scores = tile.scores + row * kScoreStride;
   const V scale = hn::Set(d, tile.scale);
   const V hidden = hn::Set(d, -std::numeric_limits<float>::infinity());
   const V cap = hn::Set(d, tile.softcap), to_cap = hn::Set(d, tile.scale / tile.softcap);
@@ -53,17 +52,16 @@ HWY_INLINE void finish_scores(D d, const Tile& tile, std::int64_t row, bool bias
   }
 }
 
-/// Turns a row's products into weights exp(score - m), 0 where hidden, over what of the tile's
-/// panels is in [begin, end) (multiples of kSumLanes); returns m and the sum l.
+/// Turns a row's products, `scores`, into weights exp(score - m), 0 where hidden, over what of the
+/// tile's panels is in [begin, end) (multiples of kSumLanes); returns m and the sum l.
 HWY_NOINLINE inline void softmax_row(const Tile& tile, std::int64_t row, std::int64_t begin,
-                                     std::int64_t end, float* m, float* l) {
+                                     std::int64_t end, float* scores, float* m, float* l) {
   const hn::ScalableTag<float> d;
   using V = hn::Vec<decltype(d)>;
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
   constexpr std::int64_t kChains = kSumLanes / kLanes;
   constexpr std::int64_t kMaxima = std::max<std::int64_t>(4, kChains);  // none waits for another
   const float kHidden = -std::numeric_limits<float>::infinity();
-  float* scores = tile.scores + row * kScoreStride;
   const V scale = hn::Set(d, tile.scale), hidden = hn::Set(d, kHidden);
   const auto each_panel = [&](const auto& call) HWY_ATTR {
     for (unsigned left = tile.panels; left != 0; left &= left - 1) {
@@ -81,7 +79,7 @@ HWY_NOINLINE inline void softmax_row(const Tile& tile, std::int64_t row, std::in
   each_panel([&](std::int64_t first, std::int64_t last, unsigned panel) HWY_ATTR {
     if ((tile.seen[row] & panel) == 0) return;
     if ((plain & panel) == 0) {
-      finish_scores(d, tile, row, (tile.biased[row] & panel) != 0, first, last);
+      finish_scores(d, tile, row, (tile.biased[row] & panel) != 0, first, last, scores);
     }
     const V factor = (plain & panel) != 0 ? scale : hn::Set(d, 1.0f);
     for (std::int64_t key = first; key < last; key += kMaxima * kLanes) {

@@ -19,8 +19,12 @@ namespace hn = hwy::HWY_NAMESPACE;
 /// slow every multiply that follows. NaN gives NaN.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp_nonpositive(D d, V x) {
-  const hn::RebindToSigned<D> di;
-  const V n = hn::Round(hn::Mul(x, hn::Set(d, 0x1.715476p+0f)));
+  const hn::RebindToUnsigned<D> du;
+  // Added to a number this rounds it to the nearest integer n, and leaves n + 127, the exponent of
+  // 2^n, in the lowest bits.
+  const V rounder = hn::Set(d, 0x1.8p+23f + 127);
+  const V rounded = hn::MulAdd(x, hn::Set(d, 0x1.715476p+0f), rounder);
+  const V n = hn::Sub(rounded, rounder);
   V r = hn::NegMulAdd(n, hn::Set(d, 0x1.62e4p-1f), x);
   r = hn::NegMulAdd(n, hn::Set(d, 0x1.7f7d1cp-20f), r);
   V p = hn::Set(d, 0x1.6d110ap-10f);
@@ -30,8 +34,7 @@ HWY_INLINE V exp_nonpositive(D d, V x) {
   p = hn::MulAdd(p, r, hn::Set(d, 0.5f));
   p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
   p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
-  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 127)));
-  const V result = hn::Mul(p, hn::BitCast(d, exponent));
+  const V result = hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(du, rounded))));
   return hn::IfThenElse(hn::Lt(x, hn::Set(d, -0x1.5d589ep+6f)), hn::Zero(d), result);
 }
 
