@@ -60,7 +60,7 @@ HWY_NOINLINE inline void softmax_row(const Tile& tile, std::int64_t row, std::in
   using V = hn::Vec<decltype(d)>;
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
   constexpr std::int64_t kChains = kSumLanes / kLanes;
-  constexpr std::int64_t kMaxima = std::max<std::int64_t>(4, kChains);  // none waits for another
+  constexpr std::int64_t kAbreast = std::max<std::int64_t>(4, kChains);  // vectors
   const float kHidden = -std::numeric_limits<float>::infinity();
   const V scale = hn::Set(d, tile.scale), hidden = hn::Set(d, kHidden);
   const auto each_panel = [&](const auto& call) HWY_ATTR {
@@ -74,7 +74,7 @@ HWY_NOINLINE inline void softmax_row(const Tile& tile, std::int64_t row, std::in
   const unsigned plain =
       tile.softcap > 0 ? 0 : within & tile.seen[row] & ~unsigned{tile.biased[row]};
 
-  V most[kMaxima];
+  V most[kAbreast];
   for (auto& x : most) x = hidden;
   each_panel([&](std::int64_t first, std::int64_t last, unsigned panel) HWY_ATTR {
     if ((tile.seen[row] & panel) == 0) return;
@@ -82,15 +82,15 @@ HWY_NOINLINE inline void softmax_row(const Tile& tile, std::int64_t row, std::in
       finish_scores(d, tile, row, (tile.biased[row] & panel) != 0, first, last, scores);
     }
     const V factor = (plain & panel) != 0 ? scale : hn::Set(d, 1.0f);
-    for (std::int64_t key = first; key < last; key += kMaxima * kLanes) {
+    for (std::int64_t key = first; key < last; key += kAbreast * kLanes) {
 #pragma GCC unroll 16
-      for (std::int64_t i = 0; i < kMaxima; ++i) {
+      for (std::int64_t i = 0; i < kAbreast; ++i) {
         if (key + i * kLanes >= last) break;
         most[i] = hn::Max(most[i], hn::Mul(hn::LoadU(d, scores + key + i * kLanes), factor));
       }
     }
   });
-  for (std::int64_t i = 1; i < kMaxima; ++i) most[0] = hn::Max(most[0], most[i]);
+  for (std::int64_t i = 1; i < kAbreast; ++i) most[0] = hn::Max(most[0], most[i]);
   *m = hn::GetLane(hn::MaxOfLanes(d, most[0]));
   const V base = hn::Set(d, *m == kHidden ? 0.0f : *m);  // a row that sees nothing: all weights 0
 
@@ -102,14 +102,26 @@ HWY_NOINLINE inline void softmax_row(const Tile& tile, std::int64_t row, std::in
       return;
     }
     const V factor = (plain & panel) != 0 ? scale : hn::Set(d, 1.0f);
-    for (std::int64_t key = first; key < last; key += kSumLanes) {
+    const auto weights = [&](auto count, float* at) HWY_ATTR {
+      constexpr int kCount = decltype(count)::value;
+      V p[kCount];
 #pragma GCC unroll 16
-      for (std::int64_t c = 0; c < kChains; ++c) {
-        const V s = hn::Mul(hn::LoadU(d, scores + key + c * kLanes), factor);
-        const V p = exp_nonpositive(d, hn::Sub(s, base));
-        hn::StoreU(p, d, scores + key + c * kLanes);
-        sum[c] = hn::Add(sum[c], p);
+      for (int i = 0; i < kCount; ++i) {
+        p[i] = hn::Sub(hn::Mul(hn::LoadU(d, at + i * kLanes), factor), base);
       }
+      exp_nonpositive(d, p);
+#pragma GCC unroll 16
+      for (int i = 0; i < kCount; ++i) {
+        hn::StoreU(p[i], d, at + i * kLanes);
+        sum[i % kChains] = hn::Add(sum[i % kChains], p[i]);
+      }
+    };
+    std::int64_t key = first;
+    for (; key + kAbreast * kLanes <= last; key += kAbreast * kLanes) {
+      weights(std::integral_constant<int, kAbreast>(), scores + key);
+    }
+    for (; key < last; key += kSumLanes) {
+      weights(std::integral_constant<int, kChains>(), scores + key);
     }
   });
   HWY_ALIGN float chains[kSumLanes];

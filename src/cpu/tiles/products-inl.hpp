@@ -78,17 +78,18 @@ struct Sums {
           reinterpret_cast<std::byte*>(p + c * kLanes) + r * kTileRows * row_bytes, row_bytes);
     });
   }
-  /// += first operands, whose rows are `row_bytes` apart, times second ones, `step` words apart;
-  /// those from `next` on are asked for meanwhile.
-  static HWY_INLINE void multiply(const void* first, std::int64_t row_bytes,
-                                  const std::uint32_t* second, std::int64_t step,
-                                  const std::uint32_t* next) {
+  /// Loads second operands, `step` words apart, and asks for those from `next` on.
+  static HWY_INLINE void load_second(const std::uint32_t* second, std::int64_t step,
+                                     const std::uint32_t* next) {
     tiles::HWY_NAMESPACE::each<kColumns>([&](auto c) {
       Unit::template load<kSecond + c()>(second + c() * step, kTileRowBytes);
       for (std::int64_t i = 0; i < kTileWords; i += kLanes) {
         __builtin_prefetch(next + c() * step + i);
       }
     });
+  }
+  /// += first operands, whose rows are `row_bytes` apart, times the second ones.
+  static HWY_INLINE void multiply(const void* first, std::int64_t row_bytes) {
     tiles::HWY_NAMESPACE::each<kRows>([&](auto r) {
       Unit::template load<kFirst + r()>(
           static_cast<const std::byte*>(first) + r() * kTileRows * row_bytes, row_bytes);
@@ -112,13 +113,14 @@ HWY_INLINE bool sees(const Tile& tile, std::int64_t key) {
   return (tile.panels >> key / kPanel & 1) != 0;
 }
 
-/// call(word of k, word of q) for the products that a score is the sum of, in their order.
+/// call(word of k, word of q, whether k's is a new one) for the products that a score is the sum
+/// of, in their order.
 template <int kParts, class Call>
 HWY_INLINE void each_product(std::int64_t words, const Call& call) {
   const std::int64_t part_words = words / kParts;
   for (std::int64_t w = 0; w < part_words; w += kLanes) {
     for (int k = 0; k < kParts; ++k) {
-      for (int q = 0; q < kParts; ++q) call(k * part_words + w, q * part_words + w);
+      for (int q = 0; q < kParts; ++q) call(k * part_words + w, q * part_words + w, q == 0);
     }
   }
 }
@@ -178,10 +180,12 @@ void score(const Tile& tile, DType, const void* panels, std::int64_t begin, std:
       if (!sees(tile, key)) continue;
       const auto* k = static_cast<const std::uint32_t*>(panels) + (key - begin) * tile.words;
       Block::zero();
-      each_product<kParts>(tile.words, [&](std::int64_t of_k, std::int64_t of_q) {
+      each_product<kParts>(tile.words, [&](std::int64_t of_k, std::int64_t of_q, bool is_new) {
         const std::uint32_t* const second = k + of_k * kLanes;
-        Block::multiply(q + of_q, kQueryRowBytes, second, tile.words * kLanes,
-                        second + kStep * tile.words);
+        if (is_new) {
+          Block::load_second(second, tile.words * kLanes, second + kStep * tile.words);
+        }
+        Block::multiply(q + of_q, kQueryRowBytes);
       });
       Block::store(tile.scores + key, kScoreRowBytes);
     }
@@ -240,10 +244,13 @@ template <class Block, int kParts>
 HWY_INLINE void weigh_step(const float* weights, const std::uint32_t* values,
                            const std::uint32_t* finite, std::int64_t part_words,
                            const std::uint32_t* next) {
-  Block::multiply(weights, kScoreRowBytes, values, kTileWords, next);
-  Block::multiply(weights + kLanes, kScoreRowBytes, finite, kTileWords, next);
+  Block::load_second(values, kTileWords, next);
+  Block::multiply(weights, kScoreRowBytes);
+  if (finite != values) Block::load_second(finite, kTileWords, next);
+  Block::multiply(weights + kLanes, kScoreRowBytes);
   if (kParts > 1) {
-    Block::multiply(weights, kScoreRowBytes, values + part_words, kTileWords, next + part_words);
+    Block::load_second(values + part_words, kTileWords, next + part_words);
+    Block::multiply(weights, kScoreRowBytes);
   }
 }
 
