@@ -46,9 +46,8 @@ class CpuBackend : public core::Backend {
   }
 
   core::KernelInfo kernel(const core::Problem& problem) const override {
-    const Kernels& kernels = kernels_of(problem);
-    return {.name = kernels.name,
-            .split_len = kernels.split_len,
+    return {.name = kernels_of(problem).name,
+            .split_len = kSplitLen,
             .row_align = 1,
             .max_in_flight = 1,
             .first_dispatch_flops = 2e8,

@@ -256,7 +256,6 @@ void exp_array(const float* x, float* result, std::int64_t count) {
 
 Kernels make_kernels(const char* name) {
   return {.name = name,
-          .split_len = kSplitLen,
           .row_tile = kMaxRowTile,
           .row_align = 1,
           .words = words,

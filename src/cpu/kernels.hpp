@@ -18,10 +18,10 @@
 
 namespace keyfold::cpu {
 
-inline constexpr std::int64_t kSplitLen = 512;   ///< keys per split, at most
+inline constexpr std::int64_t kSplitLen = 512;   ///< keys per split
 inline constexpr std::int64_t kPanel = 64;       ///< keys packed, and hidden by masks, together
 inline constexpr std::int64_t kMaxDim = 576;     ///< largest head_dim and value_dim
-inline constexpr std::int64_t kMaxRowTile = 96;  ///< query rows of a tile, at most
+inline constexpr std::int64_t kMaxRowTile = 48;  ///< query rows of a tile, at most
 inline constexpr std::int64_t kDirectRows = 8;   ///< likewise where keys are read from their rows
 inline constexpr std::int64_t kDecodeLen = 8;    ///< largest q_len of a decode call
 /// Floats from one row of scores to the next: rows a power of two apart would share sets of L1.
@@ -99,7 +99,6 @@ inline Panels panels_of(std::int64_t begin, std::int64_t end) {
 /// may be called part by part in ascending order, and touch only keys of [first, last).
 struct Kernels {
   const char* name;        ///< "avx512", ...
-  std::int64_t split_len;  ///< keys per split
   std::int64_t row_tile;   ///< query rows per tile, at most
   std::int64_t row_align;  ///< a tile's rows are computed in multiples of these
 

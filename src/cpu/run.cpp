@@ -14,6 +14,7 @@
 namespace keyfold::cpu {
 namespace {
 
+constexpr std::int64_t kPanels = kSplitLen / kPanel;
 constexpr std::int64_t kLeastTaskRows = 12;  // fewer read the packed keys too often
 constexpr float kSawNothing = -1;  // the sum l of a partial state that is not to be merged
 
@@ -75,7 +76,7 @@ RowState CpuRun::state_at(std::int64_t group, std::int64_t index) const {
 
 CpuRun::Split CpuRun::split_at(std::int64_t group, std::int64_t key, std::int64_t key_end) const {
   const auto batch = static_cast<std::size_t>(group / problem_.shape.num_kv_heads);
-  return {group, {key, std::min({key + kernels_.split_len, key_end, problem_.key_limit[batch]})}};
+  return {group, {key, std::min({key + kSplitLen, key_end, problem_.key_limit[batch]})}};
 }
 
 void CpuRun::submit(const core::Chunk& chunk, const core::KeySource& source) {
@@ -203,11 +204,10 @@ Tile CpuRun::make_tile(const Split& split, std::int64_t begin, std::int64_t end,
 
 void CpuRun::reduce_packed(const Tile& tile, std::int64_t slot, const RowState& result) const {
   const float* const v = workspace_.packed_v(slot);
-  const std::int64_t end = kernels_.split_len;
-  kernels_.score(tile, problem_.shape.dtype, workspace_.packed_k(slot), 0, end);
+  kernels_.score(tile, problem_.shape.dtype, workspace_.packed_k(slot), 0, kSplitLen);
   kernels_.softmax(tile, result);
-  kernels_.weigh(tile, v, 0, end, result);
-  if (!kernels_.all_finite(tile, result)) kernels_.weigh_exactly(tile, v, 0, end, result);
+  kernels_.weigh(tile, v, 0, kSplitLen, result);
+  if (!kernels_.all_finite(tile, result)) kernels_.weigh_exactly(tile, v, 0, kSplitLen, result);
 }
 
 void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std::int64_t begin,
@@ -291,9 +291,9 @@ void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std:
 }
 
 void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
-  const std::int64_t heads = problem_.group_size(), row_tile = kernels_.row_tile;
+  const std::int64_t heads = problem_.group_size();
   const Layout& layout = workspace_.layout();
-  const std::int64_t split_len = kernels_.split_len;
+  const std::int64_t row_tile = layout.row_tile;
   const std::int64_t first_row = (box.row_begin - block_.row_begin) * heads;
   const std::int64_t last_row = (box.row_end - block_.row_begin) * heads;
   const std::int64_t rows = last_row - first_row;
@@ -304,12 +304,11 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
   const std::int64_t task_rows = ceil_div(least, kernels_.row_align) * kernels_.row_align;
 
   for (std::int64_t group = box.group_begin; group < box.group_end; ++group) {
-    for (std::int64_t key = box.key_begin; key < box.key_end; key += kPackedKeys) {
-      const std::int64_t splits = ceil_div(std::min(kPackedKeys, box.key_end - key), split_len);
-      const std::int64_t panels = split_len / kPanel;
-      for_each(0, splits * panels, [&](std::int64_t i) {
-        const std::int64_t slot = i / panels, first = i % panels * kPanel;
-        const Split split = split_at(group, key + slot * split_len, box.key_end);
+    for (std::int64_t key = box.key_begin; key < box.key_end; key += kPackedSplits * kSplitLen) {
+      const std::int64_t splits = std::min(kPackedSplits, ceil_div(box.key_end - key, kSplitLen));
+      for_each(0, splits * kPanels, [&](std::int64_t i) {
+        const std::int64_t slot = i / kPanels, first = i % kPanels * kPanel;
+        const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
         if (split.keys.begin + first >= split.keys.end) return;
         if (!any_sees(split, first, first_row, last_row, this_thread().bias)) return;
         pack_k(split, first, source, workspace_.packed_k(slot) + first * layout.words);
@@ -321,7 +320,7 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
         const std::int64_t end = std::min(last_row, begin + task_rows);
         pack_queries(group, begin, end, space.q);
         for (std::int64_t slot = 0; slot < splits; ++slot) {
-          const Split split = split_at(group, key + slot * split_len, box.key_end);
+          const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
           for (std::int64_t row = begin; row < end; row += row_tile) {
             const std::int64_t tile_end = std::min(end, row + row_tile);
             const Tile tile =
@@ -340,10 +339,9 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
 void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) {
   const std::int64_t heads = problem_.group_size();
   const Layout& layout = workspace_.layout();
-  const std::int64_t split_len = kernels_.split_len;
   const std::int64_t first_row = (box.row_begin - block_.row_begin) * heads;
   const std::int64_t rows = (box.row_end - box.row_begin) * heads;
-  const std::int64_t splits = ceil_div(box.key_end - box.key_begin, split_len);
+  const std::int64_t splits = ceil_div(box.key_end - box.key_begin, kSplitLen);
   const std::int64_t pairs = (box.group_end - box.group_begin) * splits;
   const std::int64_t wave = kPartialRows / rows;  // pairs of group and split, groups outermost
   const auto group_of = [&](std::int64_t pair) { return box.group_begin + pair / splits; };
@@ -351,7 +349,7 @@ void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) 
   for (std::int64_t first = 0; first < pairs; first += wave) {
     const std::int64_t last = std::min(pairs, first + wave);
     for_each(first, last, [&](std::int64_t pair) {
-      const std::int64_t key = box.key_begin + pair % splits * split_len;
+      const std::int64_t key = box.key_begin + pair % splits * kSplitLen;
       reduce_rows(split_at(group_of(pair), key, box.key_end), source, first_row, first_row + rows,
                   this_thread(), (pair - first) * rows);
     });

@@ -12,26 +12,31 @@
 
 namespace keyfold::cpu {
 
-inline constexpr std::int64_t kPackedKeys = 4 * kSplitLen;  // packed together for shared rows
-inline constexpr std::int64_t kFewRows = 32;  // rows of a group up to which splits are the tasks
-inline constexpr std::int64_t kTaskRows = kMaxRowTile;  // rows of one task, at most
-inline constexpr std::int64_t kPartialRows = 4096;      // row states that wait to be merged
+inline constexpr std::int64_t kPackedSplits = 4;  // splits packed together for shared rows
+inline constexpr std::int64_t kFewRows = 32;   // rows of a group up to which splits are the tasks
+inline constexpr std::int64_t kTaskRows = 48;  // rows of one task, before they are aligned
+inline constexpr std::int64_t kMaxTaskRows = 64;  // and after
+/// Words of a tile's query rows, which pass through L1 for each strip of keys; and rows that each
+/// strip should serve in any case.
+inline constexpr std::int64_t kQueryWords = 12'288, kLeastRowTile = 32;
+inline constexpr std::int64_t kPartialRows = 4096;  // row states that wait to be merged
 
 /// Sizes in floats (32-bit words).
 struct Layout {
   Layout(const core::Problem& problem, const Kernels& kernels)
       : words(kernels.words(problem.shape.dtype, problem.shape.head_dim)),
         padded_value_dim((problem.shape.value_dim + 15) / 16 * 16),
-        split_len(kernels.split_len),
-        row_tile(kernels.row_tile),
+        row_tile(std::min(kernels.row_tile, std::max(kLeastRowTile, kQueryWords / words))),
         bias_rows(problem.mask ? score_rows() : 0) {}
 
-  std::int64_t packed_k() const { return words * split_len; }
-  std::int64_t packed_v() const { return padded_value_dim * split_len; }
+  std::int64_t packed_k() const { return words * kSplitLen; }
+  std::int64_t packed_v() const { return padded_value_dim * kSplitLen; }
   std::int64_t packed_split() const { return packed_k() + packed_v(); }
   std::int64_t row_state() const { return padded_value_dim + 2; }
   /// Query rows that one thread packs together: a task's, or kFewRows.
-  static constexpr std::int64_t query_floats() { return std::max(kTaskRows, kFewRows) * kMaxDim; }
+  static constexpr std::int64_t query_floats() {
+    return std::max(kMaxTaskRows, kFewRows) * kMaxDim;
+  }
   /// Rows whose scores one thread holds together: kFewRows, in whole tiles.
   std::int64_t score_rows() const { return (kFewRows + row_tile - 1) / row_tile * row_tile; }
   /// A panel of keys or of values.
@@ -42,14 +47,13 @@ struct Layout {
   }
   std::int64_t total(std::int64_t rows, int num_threads) const {
     return round_up(rows * row_state()) + round_up(kPartialRows * row_state()) +
-           kPackedKeys / split_len * packed_split() + num_threads * thread();
+           kPackedSplits * packed_split() + num_threads * thread();
   }
   /// Keeps what follows on a cache line of its own.
   static std::int64_t round_up(std::int64_t floats) { return (floats + 15) / 16 * 16; }
 
   std::int64_t words;
   std::int64_t padded_value_dim;
-  std::int64_t split_len;
   std::int64_t row_tile;
   std::int64_t bias_rows;
 };
@@ -89,7 +93,7 @@ class Workspace {
     };
     states_ = {take(rows * row_state), rows, dim};
     partials_ = {take(kPartialRows * row_state), kPartialRows, dim};
-    packed_ = take(kPackedKeys / layout.split_len * layout.packed_split());
+    packed_ = take(kPackedSplits * layout.packed_split());
     threads_ = next;
     std::fill_n(states_.data, rows * dim, 0.0f);
     std::fill_n(states_.data + rows * dim, rows, -std::numeric_limits<float>::infinity());

@@ -31,7 +31,6 @@ Kernels with_parts(Kernels kernels) {
 template <class Unit>
 Kernels make_kernels(Kernels kernels, DType dtype, const char* name) {
   kernels.name = name;
-  kernels.split_len = kTileSplit;
   kernels.row_tile = kRowBlock;
   kernels.row_align = kRowBlock;
   kernels.words = words;

@@ -2,8 +2,8 @@
 //
 // Each sum is one accumulator: for a score over the steps of head_dim, for an output over every 32
 // keys, and within these over the products of parts in a fixed order. Two tiles of rows by two of
-// keys or columns are summed side by side: none waits for the one before, each operand that is
-// loaded is used twice, and the second operands, which come from L2, are asked for ahead.
+// keys or columns are summed side by side: none waits for the one before, and each operand that is
+// loaded is used twice.
 #if defined(KEYFOLD_CPU_TILES_PRODUCTS_INL_HPP) == defined(HWY_TARGET_TOGGLE)
 #ifdef KEYFOLD_CPU_TILES_PRODUCTS_INL_HPP
 #undef KEYFOLD_CPU_TILES_PRODUCTS_INL_HPP
@@ -21,11 +21,9 @@ HWY_BEFORE_NAMESPACE();
 namespace keyfold::cpu::tiles {
 namespace HWY_NAMESPACE {
 
-constexpr std::int64_t kTileSplit = 256;  // keys per split: scores of a row block stay in L1
-constexpr std::int64_t kTileScoreStride = kTileSplit + 16;
-constexpr std::int64_t kScoreRowBytes = kTileScoreStride * static_cast<std::int64_t>(sizeof(float));
+constexpr std::int64_t kScoreRowBytes = kScoreStride * static_cast<std::int64_t>(sizeof(float));
 constexpr std::int64_t kQueryRowBytes = kMaxDim * static_cast<std::int64_t>(sizeof(float));
-static_assert(kTileSplit % kPanel == 0 && kTileSplit <= kSplitLen && kPanel % kStep == 0);
+static_assert(kPanel % kStep == 0);
 
 /// Tiles are configured while this lives: sums and first operands with `rows` rows.
 template <class Unit>
@@ -78,15 +76,10 @@ struct Sums {
           reinterpret_cast<std::byte*>(p + c * kLanes) + r * kTileRows * row_bytes, row_bytes);
     });
   }
-  /// Loads second operands, `step` words apart, and asks for those from `next` on.
-  static HWY_INLINE void load_second(const std::uint32_t* second, std::int64_t step,
-                                     const std::uint32_t* next) {
-    tiles::HWY_NAMESPACE::each<kColumns>([&](auto c) {
-      Unit::template load<kSecond + c()>(second + c() * step, kTileRowBytes);
-      for (std::int64_t i = 0; i < kTileWords; i += kLanes) {
-        __builtin_prefetch(next + c() * step + i);
-      }
-    });
+  /// Loads second operands, `step` words apart.
+  static HWY_INLINE void load_second(const std::uint32_t* second, std::int64_t step) {
+    tiles::HWY_NAMESPACE::each<kColumns>(
+        [&](auto c) { Unit::template load<kSecond + c()>(second + c() * step, kTileRowBytes); });
   }
   /// += first operands, whose rows are `row_bytes` apart, times the second ones.
   static HWY_INLINE void multiply(const void* first, std::int64_t row_bytes) {
@@ -130,7 +123,7 @@ inline bool scores_are_finite(const Tile& tile, std::int64_t key) {
   const hn::CappedTag<float, kLanes> d;
   auto sum = hn::Zero(d);  // 0 * x is 0 for finite x, NaN otherwise
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    const float* const scores = tile.scores + r * kTileScoreStride + key;
+    const float* const scores = tile.scores + r * kScoreStride + key;
     for (std::int64_t i = 0; i < kPanel; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
       sum = hn::MulAdd(hn::LoadU(d, scores + i), hn::Zero(d), sum);
     }
@@ -150,7 +143,7 @@ void repair_scores(const Tile& tile, std::int64_t key, const std::uint32_t* pane
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
     const auto* q = static_cast<const std::uint32_t*>(tile.q) + r * kMaxDim;
     for (std::int64_t i = 0; i < kPanel; ++i) {
-      float& score = tile.scores[r * kTileScoreStride + key + i];
+      float& score = tile.scores[r * kScoreStride + key + i];
       if (score == score) continue;
       const std::uint32_t* const k = panel + i / kLanes * kLanes * tile.words + i % kLanes;
       score = 0;
@@ -181,10 +174,7 @@ void score(const Tile& tile, DType, const void* panels, std::int64_t begin, std:
       const auto* k = static_cast<const std::uint32_t*>(panels) + (key - begin) * tile.words;
       Block::zero();
       each_product<kParts>(tile.words, [&](std::int64_t of_k, std::int64_t of_q, bool is_new) {
-        const std::uint32_t* const second = k + of_k * kLanes;
-        if (is_new) {
-          Block::load_second(second, tile.words * kLanes, second + kStep * tile.words);
-        }
+        if (is_new) Block::load_second(k + of_k * kLanes, tile.words * kLanes);
         Block::multiply(q + of_q, kQueryRowBytes);
       });
       Block::store(tile.scores + key, kScoreRowBytes);
@@ -223,9 +213,9 @@ inline void pair_weights(const Tile& tile, float* weights, std::int64_t begin, s
 }
 
 inline void softmax(const Tile& tile, const RowState& result) {
-  const Steps keys(tile, kStep, 0, kTileSplit);
+  const Steps keys(tile, kStep, 0, kSplitLen);
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    float* const scores = tile.scores + r * kTileScoreStride;
+    float* const scores = tile.scores + r * kScoreStride;
     base::softmax_row(tile, r, keys.first, keys.last, scores, result.m + r, result.l + r);
     pair_weights(tile, scores, keys.first, keys.last);
   }
@@ -239,17 +229,16 @@ inline const std::uint32_t* values_at(const void* v, std::int64_t key, std::int6
 }
 
 /// Sums += the weights at `weights` (high parts, then low ones) times values of 32 keys; for an Inf
-/// or NaN among these, `finite` has 0. Values from `next` on are asked for.
+/// or NaN among these, `finite` has 0.
 template <class Block, int kParts>
 HWY_INLINE void weigh_step(const float* weights, const std::uint32_t* values,
-                           const std::uint32_t* finite, std::int64_t part_words,
-                           const std::uint32_t* next) {
-  Block::load_second(values, kTileWords, next);
+                           const std::uint32_t* finite, std::int64_t part_words) {
+  Block::load_second(values, kTileWords);
   Block::multiply(weights, kScoreRowBytes);
-  if (finite != values) Block::load_second(finite, kTileWords, next);
+  if (finite != values) Block::load_second(finite, kTileWords);
   Block::multiply(weights + kLanes, kScoreRowBytes);
   if (kParts > 1) {
-    Block::load_second(values + part_words, kTileWords, next + part_words);
+    Block::load_second(values + part_words, kTileWords);
     Block::multiply(weights, kScoreRowBytes);
   }
 }
@@ -273,8 +262,7 @@ void weigh(const Tile& tile, const float* v, std::int64_t begin, std::int64_t en
       for (std::int64_t key = keys.first; key < keys.last; key += kStep) {
         if (!sees(tile, key)) continue;
         const std::uint32_t* values = values_at<kParts>(v, key - begin, dim) + column * kLanes;
-        weigh_step<Block, kParts>(tile.scores + key, values, values, kLanes * dim,
-                                  values + step_words<kParts>(dim));
+        weigh_step<Block, kParts>(tile.scores + key, values, values, kLanes * dim);
       }
       Block::store(o, 4 * dim);
     };
@@ -299,7 +287,7 @@ void weigh_exactly(const Tile& tile, const float* v, std::int64_t begin, std::in
   HWY_ALIGN std::uint32_t values[kParts * kTileWords], finite[kTileWords];
   for (std::int64_t i = 0; i < tile.num_rows * dim; i += kLanes) {
     const std::int64_t row = i / dim, column = i % dim;
-    const float* const weights = tile.scores + row * kTileScoreStride;
+    const float* const weights = tile.scores + row * kScoreStride;
     if (begin <= tile.first) {
       Unit::template zero<0>();
     } else {
@@ -319,7 +307,7 @@ void weigh_exactly(const Tile& tile, const float* v, std::int64_t begin, std::in
         finite[w] = values[w] & (number(0xffff) | number(0xffff0000));
         if (kParts > 1) values[kTileWords + w] = from[kLanes * dim + w] & seen;
       }
-      weigh_step<Sums<Unit, 1, 1>, kParts>(weights + key, values, finite, kTileWords, values);
+      weigh_step<Sums<Unit, 1, 1>, kParts>(weights + key, values, finite, kTileWords);
     }
     Unit::template store<0>(result.o + i, kTileRowBytes);
   }
