@@ -222,7 +222,7 @@ HWY_INLINE void score_strip(const typename Keys::Products::Word* q, std::int64_t
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      hn::StoreU(sum[r][v], d, scores + r * kSplitLen + v * kLanes);
+      hn::StoreU(sum[r][v], d, scores + r * kScoreStride + v * kLanes);
     }
   }
 }
@@ -233,12 +233,12 @@ HWY_NOINLINE void score_rows_at(const typename Keys::Products::Word* q, std::int
                                 const std::byte* k, std::int64_t stride, std::int64_t rows_ahead,
                                 std::int64_t count, float* scores) {
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
-  constexpr int kVectors = score_vectors(kRows);
-  constexpr std::int64_t kStrip = kVectors * kLanes;
-  static_assert(kGatherRows % kStrip == 0);
-  const std::int64_t ahead = std::max(rows_ahead, kStrip) * stride;
-  for (std::int64_t i = 0; i < count; i += kStrip) {
-    score_strip<Keys, kRows, kVectors>(q, steps, k + i * stride, stride, ahead, scores + i);
+  constexpr int kWidth = score_vectors(kRows);
+  constexpr std::int64_t kKeys = kWidth * kLanes;
+  static_assert(kGatherRows % kKeys == 0);
+  const std::int64_t ahead = std::max(rows_ahead, kKeys) * stride;
+  for (std::int64_t i = 0; i < count; i += kKeys) {
+    score_strip<Keys, kRows, kWidth>(q, steps, k + i * stride, stride, ahead, scores + i);
   }
 }
 
@@ -254,10 +254,7 @@ void score_keys(const Tile& tile, const RowSource& k, std::int64_t begin, std::i
   const std::int64_t last =
       std::min(end, (tile.last + kGatherRows - 1) / kGatherRows * kGatherRows);
   if (first >= last) return;
-  HWY_ALIGN Word q[kDirectRows * kMaxDim];
-  for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    std::copy_n(static_cast<const Word*>(tile.q) + r * tile.words, tile.words, q + r * kMaxDim);
-  }
+  const auto* const q = static_cast<const Word*>(tile.q);
   const auto score = [&](const std::byte* rows, std::int64_t stride, std::int64_t ahead,
                          std::int64_t count, std::int64_t key) HWY_ATTR {
     with_rows<kDirectRows>(tile.num_rows, [&](auto num_rows) HWY_ATTR {
@@ -314,7 +311,7 @@ HWY_NOINLINE void weigh_rows_at(const Tile& tile, const typename Values::Word* v
     Ahead next(reinterpret_cast<const std::byte*>(rows + ahead), dim * kBytes, stride * kBytes);
     const auto prefetch = [&](std::int64_t, std::int64_t columns)
                               HWY_ATTR { next.ask(kValueKeys * columns * kBytes / kLine); };
-    weigh_columns<Values, kRows, kWidth>(tile.scores + key, kSplitLen, rows, stride, count,
+    weigh_columns<Values, kRows, kWidth>(tile.scores + key, kScoreStride, rows, stride, count,
                                          key > tile.first, o, dim, 0, prefetch);
   }
 }

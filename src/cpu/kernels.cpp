@@ -17,6 +17,7 @@
 
 #include "cpu/direct-inl.hpp"
 #include "cpu/finish-inl.hpp"
+#include "cpu/mask-inl.hpp"
 #include "cpu/pack-inl.hpp"
 #include "cpu/product-inl.hpp"
 #include "cpu/softmax-inl.hpp"
@@ -28,36 +29,130 @@ namespace keyfold::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Rows x vectors of accumulators that fit the register file with their operands.
-#if HWY_TARGET == HWY_SCALAR
-constexpr int kRowTile = 2, kVectors = 4;
-#elif HWY_TARGET == HWY_AVX2
-constexpr int kRowTile = 6, kVectors = 2;
-#else
-constexpr int kRowTile = 6, kVectors = 4;
-#endif
-static_assert(kRowTile <= kMaxRowTile);
+/// Rows of a tile that are multiplied together, and what they see.
+struct Part {
+  std::int64_t row, num_rows;
+  Panels panels = 0;
+  std::int64_t first = kSplitLen, last = 0;  // keys
+};
+
+/// A tile in parts of at most kRowTile rows, as alike as can be: small ones wait for their sums.
+class Parts {
+ public:
+  explicit Parts(const Tile& tile) {
+    const std::int64_t parts = (tile.num_rows + kRowTile - 1) / kRowTile;
+    const std::int64_t rows = (tile.num_rows + parts - 1) / parts;
+    for (std::int64_t row = 0; row < tile.num_rows; row += rows) {
+      Part& part = parts_[count_++];
+      part = {row, std::min(rows, tile.num_rows - row)};
+      for (std::int64_t r = row; r < row + part.num_rows; ++r) {
+        if (tile.seen[r] == 0) continue;
+        part.panels |= tile.seen[r];
+        part.first = std::min<std::int64_t>(part.first, tile.begin[r]);
+        part.last = std::max<std::int64_t>(part.last, tile.end[r]);
+      }
+    }
+  }
+  const Part* begin() const { return parts_; }
+  const Part* end() const { return parts_ + count_; }
+
+ private:
+  static constexpr std::int64_t kMost = (kMaxRowTile + kRowTile - 1) / kRowTile;
+  Part parts_[kMost];
+  std::int64_t count_ = 0;
+};
 
 template <class Words, int kRows>
-HWY_NOINLINE void score_panels(const Tile& tile, const typename Words::Word* panels,
-                               std::int64_t origin, std::int64_t begin, std::int64_t end) {
+HWY_NOINLINE void score_strip_of(const typename Words::Word* q, const typename Words::Word* strip,
+                                 std::int64_t words, float* scores) {
+  product<Words, Words, kRows, kTileVectors>(q, kMaxDim, strip, kStrip, words, false, scores,
+                                             kScoreStride);
+}
+
+/// Strip by strip, which stays in L1 while the tile's rows pass.
+template <class Words>
+void score_packed(const Tile& tile, const void* panels, std::int64_t begin, std::int64_t end) {
   using Word = typename Words::Word;
-  constexpr auto kStrip =
-      static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>())) * kVectors;
-  const auto* q = static_cast<const Word*>(tile.q);
-  for (std::int64_t key = begin / kStrip * kStrip; key < end; key += kStrip) {
-    const std::int64_t at = key - origin;
-    const Word* strip = panels + at / kPanel * kPanel * tile.words + at % kPanel;
-    product<Words, Words, kRows, kVectors>(q, tile.words, strip, kPanel, tile.words, false,
-                                           tile.scores + key, kSplitLen);
+  const Parts parts(tile);
+  for (std::int64_t key = std::max(begin, tile.first / kStrip * kStrip);
+       key < std::min(end, tile.last); key += kStrip) {
+    const Word* const strip = static_cast<const Word*>(panels) + (key - begin) * tile.words;
+    for (const Part& part : parts) {
+      if ((part.panels >> key / kPanel & 1) == 0) continue;
+      if (key >= part.last || key + kStrip <= part.first) continue;
+      with_rows<kRowTile>(part.num_rows, [&](auto rows) HWY_ATTR {
+        score_strip_of<Words, rows()>(static_cast<const Word*>(tile.q) + part.row * kMaxDim, strip,
+                                      tile.words, tile.scores + part.row * kScoreStride + key);
+      });
+    }
   }
+}
+
+void score(const Tile& tile, DType dtype, const void* panels, std::int64_t begin,
+           std::int64_t end) {
+#if KEYFOLD_HAS_BF16_PAIRS
+  if (as_pairs(dtype)) return score_packed<BFloat16Pairs>(tile, panels, begin, end);
+#endif
+  (void)dtype;
+  score_packed<FloatWords>(tile, panels, begin, end);
 }
 
 void softmax(const Tile& tile, const RowState& result) {
   const std::int64_t begin = tile.first / kSumLanes * kSumLanes;
   const std::int64_t end = (tile.last + kSumLanes - 1) / kSumLanes * kSumLanes;
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
-    softmax_row(tile, r, begin, end, result.m + r, result.l + r);
+    softmax_row(tile, r, begin, end, tile.scores + r * kScoreStride, result.m + r, result.l + r);
+  }
+}
+
+/// o (+)= weights times a strip of values, for the keys that `part` sees of `panels`; `values` is
+/// the strip of key 0's panel.
+template <int kRows, int kWidth>
+HWY_NOINLINE void weigh_strip(const Part& part, Panels panels, const float* weights,
+                              const float* values, std::int64_t dim, float* o) {
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
+  constexpr std::int64_t kColumns = kWidth * kLanes;
+  const auto lowest = static_cast<Panels>(panels & -panels);
+  hn::Vec<hn::ScalableTag<float>> sum[kRows][kWidth];
+  load_sums((part.panels & (lowest - 1)) != 0, o, dim, sum);
+  for (; panels != 0; panels &= static_cast<Panels>(panels - 1)) {
+    const std::int64_t key = std::countr_zero(panels) * kPanel;
+    const std::int64_t first = std::max(part.first - key, std::int64_t{0});
+    const std::int64_t last = std::min(part.last - key, kPanel);
+    multiply<FloatWords, Float32Values>(weights + key + first, kScoreStride,
+                                        values + key * dim + first * kColumns, kColumns,
+                                        last - first, sum);
+  }
+  store_sums(sum, o, dim);
+}
+
+/// A strip of values stays in L1 while the tile's rows pass, for as many keys as it then has.
+void weigh(const Tile& tile, const float* v, std::int64_t begin, std::int64_t end,
+           const RowState& result) {
+  constexpr std::int64_t kKeys = 2 * kPanel;
+  constexpr int kLeft = std::max(1, 16 * kTileVectors / static_cast<int>(kStrip));
+  const std::int64_t dim = tile.padded_value_dim;
+  const Parts parts(tile);
+  for (const Part& part : parts) {
+    if (part.panels == 0) std::fill_n(result.o + part.row * dim, part.num_rows * dim, 0.0f);
+  }
+  for (std::int64_t key = begin; key < end; key += kKeys) {
+    const Panels here = tile.panels & panels_of(key, std::min(end, key + kKeys));
+    for (std::int64_t column = 0; column < dim && here != 0; column += kStrip) {
+      for (const Part& part : parts) {
+        const Panels panels = part.panels & here;
+        if (panels == 0) continue;
+        const float* const values = v - begin * dim + column * kPanel;
+        with_rows<kRowTile>(part.num_rows, [&](auto rows) HWY_ATTR {
+          const auto strip = [&](auto width) HWY_ATTR {
+            weigh_strip<rows(), width()>(part, panels, tile.scores + part.row * kScoreStride,
+                                         values, dim, result.o + part.row * dim + column);
+          };
+          if (column + kStrip <= dim) return strip(std::integral_constant<int, kTileVectors>());
+          strip(std::integral_constant<int, kLeft>());
+        });
+      }
+    }
   }
 }
 
@@ -69,12 +164,14 @@ void weigh_exactly(const Tile& tile, const float* v, std::int64_t begin, std::in
   const std::int64_t first = std::max(begin, tile.first), last = std::min(end, tile.last);
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
     float* o = result.o + r * dim;
-    if (first == tile.first) std::fill(o, o + dim, 0.0f);
+    if (begin <= tile.first) std::fill(o, o + dim, 0.0f);
     for (std::int64_t key = first; key < last; ++key) {
-      const float weight = tile.scores[r * kSplitLen + key];
+      if ((tile.seen[r] >> key / kPanel & 1) == 0) continue;
+      const float weight = tile.scores[r * kScoreStride + key];
       if (weight == 0) continue;
+      const float* const panel = v + (key / kPanel * kPanel - begin) * dim;
       for (std::int64_t i = 0; i < dim; i += kLanes) {
-        const auto value = hn::LoadU(d, v + (key - begin) * dim + i);
+        const auto value = hn::LoadU(d, panel + ValueStrip(i, dim).at(key % kPanel, i));
         hn::StoreU(hn::MulAdd(hn::Set(d, weight), value, hn::LoadU(d, o + i)), d, o + i);
       }
     }
@@ -92,63 +189,61 @@ bool all_finite(const Tile& tile, const RowState& result) {
   return hn::AllTrue(d, hn::Eq(sum, hn::Zero(d)));
 }
 
-template <class Words>
-void score_packed(const Tile& tile, const void* panels, std::int64_t begin, std::int64_t end) {
-  with_rows<kRowTile>(tile.num_rows, [&](auto rows) HWY_ATTR {
-    score_panels<Words, rows()>(tile, static_cast<const typename Words::Word*>(panels), begin,
-                                std::max(begin, tile.first), std::min(end, tile.last));
-  });
+/// What merging rows takes: the larger maximum, and the weights of state and later.
+struct MergeFactors {
+  float m[16], keep[16], add[16];
+};
+
+/// Those of as many rows as d has lanes.
+template <class D>
+HWY_INLINE void merge_factors(D d, const float* state_m, const float* later_m,
+                              MergeFactors* factors, std::int64_t at) {
+  const auto state = hn::LoadU(d, state_m), later = hn::LoadU(d, later_m);
+  const auto hidden = hn::Set(d, -std::numeric_limits<float>::infinity());
+  const auto larger = hn::Or(hn::Gt(state, later), hn::Ne(state, state));
+  const auto m = hn::IfThenElse(larger, state, later);
+  const auto base = hn::IfThenElse(hn::Eq(m, hidden), hn::Zero(d), m);
+  hn::StoreU(m, d, factors->m + at);
+  hn::StoreU(exp_nonpositive(d, hn::Sub(state, base)), d, factors->keep + at);
+  hn::StoreU(exp_nonpositive(d, hn::Sub(later, base)), d, factors->add + at);
 }
 
-void score(const Tile& tile, DType dtype, const void* panels, std::int64_t begin,
-           std::int64_t end) {
-#if KEYFOLD_HAS_BF16_PAIRS
-  if (as_pairs(dtype)) return score_packed<BFloat16Pairs>(tile, panels, begin, end);
-#endif
-  (void)dtype;
-  score_packed<FloatWords>(tile, panels, begin, end);
-}
-
-template <int kRows>
-HWY_NOINLINE void weigh_packed(const float* weights, const float* v, std::int64_t count,
-                               bool accumulate, float* o, std::int64_t dim) {
-  weigh_columns<Float32Values, kRows, kVectors>(weights, kSplitLen, v, dim, count, accumulate, o,
-                                                dim, 0, [](std::int64_t, std::int64_t) {});
-}
-
-void weigh(const Tile& tile, const float* v, std::int64_t begin, std::int64_t end,
-           const RowState& result) {
-  const std::int64_t first = std::max(begin, tile.first), last = std::min(end, tile.last);
-  if (first >= last) return;
-  const std::int64_t dim = tile.padded_value_dim;
-  with_rows<kRowTile>(tile.num_rows, [&](auto rows) HWY_ATTR {
-    weigh_packed<rows()>(tile.scores + first, v + (first - begin) * dim, last - first,
-                         first > tile.first, result.o, dim);
-  });
-}
-
-void merge(const RowState& state, const RowState& later, std::int64_t padded_dim) {
-  const hn::ScalableTag<float> d;
-  const hn::CappedTag<float, 1> d1;
-  const float hidden = -std::numeric_limits<float>::infinity();
-  const float m = *state.m > *later.m || *state.m != *state.m ? *state.m : *later.m;
-  const float base = m == hidden ? 0.0f : m;
-  const float keep = hn::GetLane(exp_nonpositive(d1, hn::Set(d1, *state.m - base)));
-  const float add = hn::GetLane(exp_nonpositive(d1, hn::Set(d1, *later.m - base)));
-  // A side of weight 0 is left out, as 0 times its Inf or NaN would be NaN. The same bits
-  // otherwise.
-  if (add == 0) return;
-  *state.m = m;
-  if (keep == 0) {
-    *state.l = *later.l;
-    std::copy_n(later.o, padded_dim, state.o);
-    return;
-  }
-  *state.l = std::fma(*later.l, add, *state.l * keep);
-  const auto keep_v = hn::Set(d, keep), add_v = hn::Set(d, add);
-  for (std::int64_t i = 0; i < padded_dim; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
-    const auto kept = hn::Mul(hn::LoadU(d, state.o + i), keep_v);
-    hn::StoreU(hn::MulAdd(hn::LoadU(d, later.o + i), add_v, kept), d, state.o + i);
+void merge(const RowState& states, const RowState& laters, std::int64_t padded_dim,
+           std::int64_t rows) {
+  const hn::CappedTag<float, 16> d;
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
+  MergeFactors factors;
+  for (std::int64_t first = 0; first < rows; first += kLanes) {
+    const std::int64_t here = std::min(kLanes, rows - first);
+    if (here == kLanes) {
+      merge_factors(d, states.m + first, laters.m + first, &factors, 0);
+    } else {
+      for (std::int64_t i = 0; i < here; ++i) {
+        merge_factors(hn::CappedTag<float, 1>(), states.m + first + i, laters.m + first + i,
+                      &factors, i);
+      }
+    }
+    for (std::int64_t i = 0; i < here; ++i) {
+      const std::int64_t row = first + i;
+      float* const o = states.o + row * padded_dim;
+      const float* const later_o = laters.o + row * padded_dim;
+      const float keep = factors.keep[i], add = factors.add[i];
+      // A side of weight 0 is left out, as 0 times its Inf or NaN would be NaN. The same bits
+      // otherwise.
+      if (add == 0) continue;
+      states.m[row] = factors.m[i];
+      if (keep == 0) {
+        states.l[row] = laters.l[row];
+        std::copy_n(later_o, padded_dim, o);
+        continue;
+      }
+      states.l[row] = std::fma(laters.l[row], add, states.l[row] * keep);
+      const auto keep_v = hn::Set(d, keep), add_v = hn::Set(d, add);
+      for (std::int64_t c = 0; c < padded_dim; c += kLanes) {
+        const auto kept = hn::Mul(hn::LoadU(d, o + c), keep_v);
+        hn::StoreU(hn::MulAdd(hn::LoadU(d, later_o + c), add_v, kept), d, o + c);
+      }
+    }
   }
 }
 
@@ -161,10 +256,12 @@ void exp_array(const float* x, float* result, std::int64_t count) {
 
 Kernels make_kernels(const char* name) {
   return {.name = name,
-          .row_tile = kRowTile,
+          .row_tile = kMaxRowTile,
+          .row_align = 1,
           .words = words,
           .score_rows = score_rows,
           .weigh_rows = weigh_rows,
+          .gather_bias = gather_bias,
           .pack_q = pack_q,
           .pack_k = pack_k,
           .pack_v = pack_v,

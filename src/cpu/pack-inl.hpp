@@ -10,6 +10,7 @@
 
 #include "core/half.hpp"
 #include "cpu/kernels.hpp"
+#include "cpu/product-inl.hpp"
 #include "cpu/vector_math-inl.hpp"
 #include "hwy/highway.h"
 
@@ -96,13 +97,6 @@ inline void pack_q(const RowSource& q, void* packed) {
   pack_row(q.data, q, words(q.dtype, q.dim), static_cast<std::uint32_t*>(packed));
 }
 
-inline void pack_v(const RowSource& v, std::int64_t count, std::int64_t padded_dim, float* packed) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    prefetch_ahead(v.data + i * v.row_stride, v);
-    widen_row(v.data + i * v.row_stride, v, padded_dim, packed + i * padded_dim);
-  }
-}
-
 constexpr std::int64_t kTransposeRows = 16;  // keys transposed together: the widest vector's lanes
 
 #if HWY_TARGET != HWY_SCALAR
@@ -152,27 +146,38 @@ HWY_INLINE void load_columns(D d, const std::byte* rows, std::int64_t stride, V 
 #endif
 }
 
-/// Transposes kTransposeRows rows of `num_words` words (a multiple of 4 readable): word w of row i
-/// goes to out[w * out_stride + i]. `stride` is in bytes, `out_stride` in words.
-inline void transpose_rows(const std::byte* rows, std::int64_t stride, std::int64_t num_words,
-                           std::uint32_t* out, std::int64_t out_stride = kPanel) {
+/// Transposes as many rows of `num_words` words (a multiple of 4 readable) as a vector has lanes:
+/// word w of row i goes to out[w * out_stride + i]. `stride` is in bytes, `out_stride` in words.
+inline void transpose_vector(const std::byte* rows, std::int64_t stride, std::int64_t num_words,
+                             std::uint32_t* out, std::int64_t out_stride) {
   const hn::ScalableTag<std::uint32_t> d;
-  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
-  for (std::int64_t i = 0; i < kTransposeRows; i += kLanes) {
-    for (std::int64_t w = 0; w < num_words; w += 4) {
-      hn::Vec<decltype(d)> columns[4];
-      load_columns(d, rows + i * stride + 4 * w, stride, columns);
-      std::uint32_t* column = out + w * out_stride + i;
-      const std::int64_t left = num_words - w;
-      hn::StoreU(columns[0], d, column);
-      if (left > 1) hn::StoreU(columns[1], d, column + out_stride);
-      if (left > 2) hn::StoreU(columns[2], d, column + 2 * out_stride);
-      if (left > 3) hn::StoreU(columns[3], d, column + 3 * out_stride);
-    }
+  for (std::int64_t w = 0; w < num_words; w += 4) {
+    hn::Vec<decltype(d)> columns[4];
+    load_columns(d, rows + 4 * w, stride, columns);
+    std::uint32_t* column = out + w * out_stride;
+    const std::int64_t left = num_words - w;
+    hn::StoreU(columns[0], d, column);
+    if (left > 1) hn::StoreU(columns[1], d, column + out_stride);
+    if (left > 2) hn::StoreU(columns[2], d, column + 2 * out_stride);
+    if (left > 3) hn::StoreU(columns[3], d, column + 3 * out_stride);
   }
 }
 
+/// Likewise kTransposeRows rows.
+inline void transpose_rows(const std::byte* rows, std::int64_t stride, std::int64_t num_words,
+                           std::uint32_t* out, std::int64_t out_stride) {
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
+  for (std::int64_t i = 0; i < kTransposeRows; i += kLanes) {
+    transpose_vector(rows + i * stride, stride, num_words, out + i, out_stride);
+  }
+}
+
+/// A packed panel of keys is strips of kStrip keys, each [words][kStrip]; one of values is strips
+/// of as many columns, each [kPanel][columns], the last of what is left: what a register tile reads
+/// lies together.
 inline void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
+  static_assert(kPanel % kStrip == 0 && kTransposeRows % kLanes == 0);
   const std::int64_t num_words = words(k.dtype, k.dim);
   const std::int64_t padded_words = (num_words + 3) / 4 * 4;
   auto* out = static_cast<std::uint32_t*>(packed_panel);
@@ -183,22 +188,70 @@ inline void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
   HWY_ALIGN std::uint32_t rows[kTransposeRows * kMaxDim];
   for (std::int64_t first = 0; first < kPanel; first += kTransposeRows) {
     const std::byte* source = k.data + first * k.row_stride;
+    std::int64_t stride = k.row_stride;
     const std::int64_t here = std::min(kTransposeRows, count - first);
     for (std::int64_t i = 0; i < here; ++i) prefetch_ahead(source + i * k.row_stride, k);
-    if (in_place && here == kTransposeRows) {
-      transpose_rows(source, k.row_stride, num_words, out + first);
+    if (!in_place || here < kTransposeRows) {
+      for (std::int64_t i = 0; i < kTransposeRows; ++i) {
+        std::uint32_t* row = rows + i * padded_words;
+        if (i < here) {
+          pack_row(source + i * k.row_stride, k, padded_words, row);
+        } else {
+          std::memset(row, 0, static_cast<std::size_t>(padded_words) * sizeof *row);
+        }
+      }
+      source = reinterpret_cast<const std::byte*>(rows);
+      stride = 4 * padded_words;
+    }
+    for (std::int64_t i = 0; i < kTransposeRows; i += kLanes) {
+      const std::int64_t key = first + i;
+      transpose_vector(source + i * stride, stride, num_words,
+                       out + key / kStrip * kStrip * num_words + key % kStrip, kStrip);
+    }
+  }
+}
+
+/// A packed panel's values of keys in columns [first, first + count): those of one key to the next
+/// lie `count` apart.
+struct ValueStrip {
+  ValueStrip(std::int64_t column, std::int64_t dim)
+      : first(column / kStrip * kStrip), count(std::min(kStrip, dim - first)) {}
+  std::int64_t at(std::int64_t key, std::int64_t column) const {
+    return first * kPanel + key * count + column - first;
+  }
+  std::int64_t first, count;
+};
+
+inline void pack_v(const RowSource& v, std::int64_t count, std::int64_t padded_dim,
+                   float* packed_panel) {
+  const hn::ScalableTag<float> d;
+  HWY_ALIGN float wide[kMaxDim];
+  const bool in_place = v.dim_stride == size_of(v.dtype) && v.dim == padded_dim;
+  for (std::int64_t key = 0; key < kPanel; ++key) {
+    const std::byte* const row = v.data + key * v.row_stride;
+    const auto store = [&]<class Values>(Values, const void* from) HWY_ATTR {
+      const auto* values = static_cast<const typename Values::Word*>(from);
+      for (std::int64_t i = 0; i < padded_dim; i += static_cast<std::int64_t>(hn::MaxLanes(d))) {
+        hn::StoreU(Values::load(d, values + i), d,
+                   packed_panel + ValueStrip(i, padded_dim).at(key, i));
+      }
+    };
+    if (key < count) prefetch_ahead(row, v);
+    if (key >= count) {
+      std::fill_n(wide, padded_dim, 0.0f);
+    } else if (!in_place) {
+      widen_row(row, v, padded_dim, wide);
+    } else if (v.dtype == DType::kFloat32) {
+      store(Float32Values(), row);
+      continue;
+    } else if (v.dtype == DType::kFloat16) {
+      store(Float16Values(), row);
+      continue;
+    } else {
+      store(BFloat16Values(), row);
       continue;
     }
-    for (std::int64_t i = 0; i < kTransposeRows; ++i) {
-      std::uint32_t* row = rows + i * padded_words;
-      if (i < here) {
-        pack_row(source + i * k.row_stride, k, padded_words, row);
-      } else {
-        std::memset(row, 0, static_cast<std::size_t>(padded_words) * sizeof *row);
-      }
-    }
-    transpose_rows(reinterpret_cast<const std::byte*>(rows), 4 * padded_words, num_words,
-                   out + first);
+    store(Float32Values(), wide);
   }
 }
 

@@ -10,11 +10,12 @@
 
 #include "core/half.hpp"
 #include "core/normalise.hpp"
-#include "cpu/mask.hpp"
 
 namespace keyfold::cpu {
 namespace {
 
+constexpr std::int64_t kPanels = kSplitLen / kPanel;
+constexpr std::int64_t kLeastTaskRows = 12;  // fewer read the packed keys too often
 constexpr float kSawNothing = -1;  // the sum l of a partial state that is not to be merged
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -130,14 +131,50 @@ void CpuRun::pack_queries(std::int64_t group, std::int64_t begin, std::int64_t e
   for (std::int64_t i = begin; i < end; ++i) {
     const Row row = row_at(group, i);
     kernels_.pack_q(rows_from(problem_.q, row.batch, row.head, row.row),
-                    packed + (i - begin) * workspace_.layout().words);
+                    packed + (i - begin) * kMaxDim);
   }
+}
+
+Panels CpuRun::gather_biases(const Row& row, core::KeyRange keys, std::int64_t origin, float* bias,
+                             Panels* biased) const {
+  const TensorView& mask = *problem_.mask;
+  const std::int64_t size = size_of(mask.dtype);
+  Panels seen = 0;
+  *biased = 0;
+  for (std::int64_t key = keys.begin; key < keys.end;) {
+    const std::int64_t panel = (key - origin) / kPanel;
+    const std::int64_t end = std::min(keys.end, origin + (panel + 1) * kPanel);
+    const RowSource source{core::element(mask, row.batch, row.head, row.row, key), mask.dtype, 0,
+                           mask.strides[3] * size, end - key};
+    const Seen here = kernels_.gather_bias(source, bias + (key - origin));
+    const auto bit = static_cast<Panels>(1 << panel);
+    if (here != Seen::kNothing) seen |= bit;
+    if (here == Seen::kBiased) *biased |= bit;
+    key = end;
+  }
+  return seen;
+}
+
+bool CpuRun::any_sees(const Split& split, std::int64_t first, std::int64_t begin, std::int64_t end,
+                      float* bias) const {
+  const core::KeyRange panel{split.keys.begin + first,
+                             std::min(split.keys.begin + first + kPanel, split.keys.end)};
+  const bool heads_alike = !problem_.mask || problem_.mask->strides[1] == 0;
+  for (std::int64_t r = begin; r < end; r += heads_alike ? problem_.group_size() : 1) {
+    const Row row = row_at(split.group, r);
+    const core::KeyRange keys = problem_.visible(row.batch, row.row).clip(panel);
+    Panels biased = 0;
+    if (keys.size() == 0) continue;
+    if (!problem_.mask || gather_biases(row, keys, split.keys.begin, bias, &biased) != 0) {
+      return true;
+    }
+  }
+  return false;
 }
 
 Tile CpuRun::make_tile(const Split& split, std::int64_t begin, std::int64_t end, const float* q,
                        const ThreadSpace& space, std::int64_t at) const {
   const std::int64_t origin = split.keys.begin;
-  float* const bias = space.bias + at * kSplitLen;
   Tile tile;
   tile.num_rows = end - begin;
   tile.q = q;
@@ -145,20 +182,22 @@ Tile CpuRun::make_tile(const Split& split, std::int64_t begin, std::int64_t end,
   tile.padded_value_dim = workspace_.layout().padded_value_dim;
   tile.scale = problem_.scale;
   tile.softcap = problem_.softcap;
-  tile.bias = problem_.mask ? bias : nullptr;
-  tile.scores = space.scores + at * kSplitLen;
+  tile.scores = space.scores + at * kScoreStride;
+  const bool heads_alike = problem_.mask && problem_.mask->strides[1] == 0;
   for (std::int64_t r = 0; r < tile.num_rows; ++r) {
     const Row row = row_at(split.group, begin + r);
     const core::KeyRange keys = problem_.visible(row.batch, row.row).clip(split.keys);
-    if (keys.size() == 0) continue;
-    if (problem_.mask && !gather_bias(*problem_.mask, row.batch, row.head, row.row, keys.begin,
-                                      keys.end, origin, bias + r * kSplitLen)) {
-      continue;
+    Panels seen = panels_of(keys.begin - origin, keys.end - origin);
+    if (problem_.mask && heads_alike && r > 0 && (begin + r) % problem_.group_size() != 0) {
+      seen = tile.seen[r - 1];
+      tile.biased[r] = tile.biased[r - 1];
+      tile.bias[r] = tile.bias[r - 1];
+    } else if (problem_.mask && seen != 0) {
+      float* const bias = space.bias + (at + r) * kSplitLen;
+      seen = gather_biases(row, keys, origin, bias, &tile.biased[r]);
+      tile.bias[r] = bias;
     }
-    tile.begin[r] = keys.begin - origin;
-    tile.end[r] = keys.end - origin;
-    tile.first = std::min(tile.first, tile.begin[r]);
-    tile.last = std::max(tile.last, tile.end[r]);
+    tile.see(r, keys.begin - origin, keys.end - origin, seen);
   }
   return tile;
 }
@@ -178,9 +217,9 @@ void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std:
     RowState result;
     bool exactly = false;
   };
-  std::array<Part, kFewRows> parts;
+  std::array<Part, kFewRows / kDirectRows> parts;
   std::size_t count = 0;
-  std::int64_t first = kSplitLen, last = 0;
+  Panels panels = 0;
   pack_queries(split.group, begin, end, space.q);
   const bool direct = kernels_.score_rows != nullptr;
   const std::int64_t most = direct ? kDirectRows : kernels_.row_tile;
@@ -188,47 +227,51 @@ void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std:
   for (std::int64_t row = begin; row < end; row += row_tile) {
     const std::int64_t at = row - begin, tile_end = std::min(end, row + row_tile);
     Part& part = parts[count];
-    part.tile =
-        make_tile(split, row, tile_end, space.q + at * workspace_.layout().words, space, at);
+    part.tile = make_tile(split, row, tile_end, space.q + at * kMaxDim, space, at);
     part.result = workspace_.partials().at(partial + at);
-    if (part.tile.first < part.tile.last) {
-      first = std::min(first, part.tile.first);
-      last = std::max(last, part.tile.last);
+    if (part.tile.panels != 0) {
+      panels |= part.tile.panels;
       ++count;
       continue;
     }
     for (std::int64_t r = 0; r < part.tile.num_rows; ++r) part.result.l[r] = kSawNothing;
   }
   const std::span<Part> tiles(parts.data(), count);
-  const auto steps = [&](std::int64_t step, const auto& body) {
-    for (std::int64_t key = first / kPanel * kPanel; key < last; key += step) body(key);
-  };
-  // Several tiles share the rows of a panel while these are in the cache.
+  // Several tiles share the rows of a panel while these are in the cache; one tile reads all that
+  // it sees at once.
   const std::int64_t step = direct && count == 1 ? kSplitLen : kPanel;
-  steps(step, [&](std::int64_t key) {
-    RowSource rows;
-    const std::int64_t end_key = key + key_rows(split, key, step, source.k, source, &rows);
-    if (!direct) pack_k(split, key, source, space.panel);
-    for (const Part& part : tiles) {
-      if (direct) {
-        kernels_.score_rows(part.tile, rows, key, end_key);
-      } else {
-        kernels_.score(part.tile, problem_.shape.dtype, space.panel, key, key + kPanel);
-      }
+  const auto steps = [&](const auto& body) {
+    for (std::int64_t key = 0, end_key = 0; key < kSplitLen; key = end_key) {
+      const auto seen = [&](std::int64_t k) { return k < kSplitLen && (panels >> k / kPanel & 1); };
+      end_key = key + kPanel;
+      if (!seen(key)) continue;
+      while (end_key - key < step && seen(end_key)) end_key += kPanel;
+      body(key, end_key);
     }
+  };
+  const auto each_tile = [&](std::int64_t key, const auto& body) {
+    for (Part& part : tiles) {
+      if ((part.tile.panels >> key / kPanel & 1) != 0) body(part);
+    }
+  };
+  steps([&](std::int64_t key, std::int64_t end_key) {
+    RowSource rows;
+    const std::int64_t count_here = key_rows(split, key, end_key - key, source.k, source, &rows);
+    if (!direct) pack_k(split, key, source, space.panel);
+    each_tile(key, [&](const Part& part) {
+      if (direct) return kernels_.score_rows(part.tile, rows, key, key + count_here);
+      kernels_.score(part.tile, problem_.shape.dtype, space.panel, key, end_key);
+    });
   });
   for (const Part& part : tiles) kernels_.softmax(part.tile, part.result);
-  steps(step, [&](std::int64_t key) {
+  steps([&](std::int64_t key, std::int64_t end_key) {
     RowSource rows;
-    const std::int64_t end_key = key + key_rows(split, key, step, source.v, source, &rows);
+    const std::int64_t count_here = key_rows(split, key, end_key - key, source.v, source, &rows);
     if (!direct) pack_v(split, key, source, space.panel);
-    for (const Part& part : tiles) {
-      if (direct) {
-        kernels_.weigh_rows(part.tile, rows, key, end_key, part.result);
-      } else {
-        kernels_.weigh(part.tile, space.panel, key, key + kPanel, part.result);
-      }
-    }
+    each_tile(key, [&](const Part& part) {
+      if (direct) return kernels_.weigh_rows(part.tile, rows, key, key + count_here, part.result);
+      kernels_.weigh(part.tile, space.panel, key, end_key, part.result);
+    });
   });
   bool again = false;
   for (Part& part : tiles) {
@@ -236,10 +279,11 @@ void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std:
     again |= part.exactly;
   }
   if (!again) return;
-  steps(kPanel, [&](std::int64_t key) {
-    pack_v(split, key, source, space.panel);
-    for (const Part& part : tiles) {
-      if (part.exactly) {
+  steps([&](std::int64_t first_key, std::int64_t end_key) {
+    for (std::int64_t key = first_key; key < end_key; key += kPanel) {
+      pack_v(split, key, source, space.panel);
+      for (const Part& part : tiles) {
+        if (!part.exactly) continue;
         kernels_.weigh_exactly(part.tile, space.panel, key, key + kPanel, part.result);
       }
     }
@@ -247,11 +291,17 @@ void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std:
 }
 
 void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
-  const std::int64_t heads = problem_.group_size(), row_tile = kernels_.row_tile;
+  const std::int64_t heads = problem_.group_size();
   const Layout& layout = workspace_.layout();
+  const std::int64_t row_tile = layout.row_tile;
   const std::int64_t first_row = (box.row_begin - block_.row_begin) * heads;
   const std::int64_t last_row = (box.row_end - block_.row_begin) * heads;
-  constexpr std::int64_t kPanels = kSplitLen / kPanel;
+  const std::int64_t rows = last_row - first_row;
+  // As many tasks for each thread, of rows that fill the registers.
+  const std::int64_t threads = alone_ ? 1 : arena_.max_concurrency();
+  const std::int64_t tasks = ceil_div(ceil_div(rows, kTaskRows), threads) * threads;
+  const std::int64_t least = std::max(kLeastTaskRows, ceil_div(rows, tasks));
+  const std::int64_t task_rows = ceil_div(least, kernels_.row_align) * kernels_.row_align;
 
   for (std::int64_t group = box.group_begin; group < box.group_end; ++group) {
     for (std::int64_t key = box.key_begin; key < box.key_end; key += kPackedSplits * kSplitLen) {
@@ -260,26 +310,25 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
         const std::int64_t slot = i / kPanels, first = i % kPanels * kPanel;
         const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
         if (split.keys.begin + first >= split.keys.end) return;
+        if (!any_sees(split, first, first_row, last_row, this_thread().bias)) return;
         pack_k(split, first, source, workspace_.packed_k(slot) + first * layout.words);
         pack_v(split, first, source, workspace_.packed_v(slot) + first * layout.padded_value_dim);
       });
-      const std::int64_t tasks = ceil_div(last_row - first_row, layout.task_rows);
-      for_each(0, tasks, [&](std::int64_t task) {
+      for_each(0, ceil_div(rows, task_rows), [&](std::int64_t task) {
         const ThreadSpace space = this_thread();
-        const std::int64_t begin = first_row + task * layout.task_rows;
-        const std::int64_t end = std::min(last_row, begin + layout.task_rows);
+        const std::int64_t begin = first_row + task * task_rows;
+        const std::int64_t end = std::min(last_row, begin + task_rows);
         pack_queries(group, begin, end, space.q);
         for (std::int64_t slot = 0; slot < splits; ++slot) {
           const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
           for (std::int64_t row = begin; row < end; row += row_tile) {
             const std::int64_t tile_end = std::min(end, row + row_tile);
             const Tile tile =
-                make_tile(split, row, tile_end, space.q + (row - begin) * layout.words, space, 0);
-            if (tile.first >= tile.last) continue;
+                make_tile(split, row, tile_end, space.q + (row - begin) * kMaxDim, space, 0);
+            if (tile.panels == 0) continue;
             reduce_packed(tile, slot, space.result.at(0));
-            for (std::int64_t r = row; r < tile_end; ++r) {
-              kernels_.merge(state_at(group, r), space.result.at(r - row), layout.padded_value_dim);
-            }
+            kernels_.merge(state_at(group, row), space.result.at(0), layout.padded_value_dim,
+                           tile.num_rows);
           }
         }
       });
@@ -312,7 +361,7 @@ void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) 
       for (std::int64_t pair = begin; pair < end; ++pair) {
         const RowState partial = workspace_.partials().at((pair - first) * rows + row);
         if (*partial.l == kSawNothing) continue;
-        kernels_.merge(state_at(group, first_row + row), partial, layout.padded_value_dim);
+        kernels_.merge(state_at(group, first_row + row), partial, layout.padded_value_dim, 1);
       }
     });
   }
@@ -323,7 +372,7 @@ void CpuRun::merge(core::Run& other) {
   const RowStates& states = workspace_.states();
   on_threads(states.rows * states.padded_dim <= kAloneRowFloats, [&] {
     for_each(0, states.rows, [&](std::int64_t row) {
-      kernels_.merge(states.at(row), from.workspace_.states().at(row), states.padded_dim);
+      kernels_.merge(states.at(row), from.workspace_.states().at(row), states.padded_dim, 1);
     });
   });
 }

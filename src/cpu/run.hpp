@@ -57,8 +57,17 @@ class CpuRun : public core::Run {
   void pack_v(const Split& split, std::int64_t first, const core::KeySource& source,
               float* values) const;
   void pack_queries(std::int64_t group, std::int64_t begin, std::int64_t end, float* packed) const;
+  /// The mask of a row for `keys` of the split that begins at `origin`: returns the panels of which
+  /// it sees any, and says which of them have biases, stored from bias[0] for the split's first
+  /// key.
+  Panels gather_biases(const Row& row, core::KeyRange keys, std::int64_t origin, float* bias,
+                       Panels* biased) const;
+  /// Whether any of rows [begin, end) sees a key of the split's panel that starts at `first`; bias
+  /// is room for a split's.
+  bool any_sees(const Split& split, std::int64_t first, std::int64_t begin, std::int64_t end,
+                float* bias) const;
   /// The tile of rows [begin, end) of the split's group, at most row_tile, queries packed at q;
-  /// scores and bias are those from row `at` on. Empty (first > last) if none sees a key.
+  /// scores and bias are those from row `at` on. Its panels are 0 if none sees a key.
   Tile make_tile(const Split& split, std::int64_t begin, std::int64_t end, const float* q,
                  const ThreadSpace& space, std::int64_t at) const;
   /// Reduces a tile against the packed split in `slot`.

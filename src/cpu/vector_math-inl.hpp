@@ -16,23 +16,42 @@ namespace hn = hwy::HWY_NAMESPACE;
 /// exp(x) for x <= 0: 2^n * p(r) with x = n ln2 + r, |r| <= ln2 / 2, and p a degree-6 polynomial
 /// (Chebyshev fit, relative error 8e-9). ln2 is in two parts, the first so short that n times it is
 /// exact without a fused multiply-add. Results below the normal range are 0, as subnormals would
-/// slow every multiply that follows. NaN gives NaN.
+/// slow every multiply that follows. NaN gives NaN. Several vectors go side by side, step by step:
+/// chains one after another would fill the scheduler with operations that wait.
+template <class D, int kCount, class V = hn::Vec<D>>
+HWY_INLINE void exp_nonpositive(D d, V (&x)[kCount]) {
+  const hn::RebindToUnsigned<D> du;
+  // Added to a number this rounds it to the nearest integer n, and leaves n + 127, the exponent of
+  // 2^n, in the lowest bits.
+  const V rounder = hn::Set(d, 0x1.8p+23f + 127);
+  V rounded[kCount], r[kCount], p[kCount];
+  const auto each = [](const auto& step) HWY_ATTR {
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; ++i) step(i);
+  };
+  each([&](int i) HWY_ATTR { rounded[i] = hn::MulAdd(x[i], hn::Set(d, 0x1.715476p+0f), rounder); });
+  each([&](int i) HWY_ATTR {
+    const V n = hn::Sub(rounded[i], rounder);
+    r[i] = hn::NegMulAdd(n, hn::Set(d, 0x1.62e4p-1f), x[i]);
+    r[i] = hn::NegMulAdd(n, hn::Set(d, 0x1.7f7d1cp-20f), r[i]);
+    p[i] = hn::Set(d, 0x1.6d110ap-10f);
+  });
+#pragma GCC unroll 6
+  for (const float c :
+       {0x1.120b6ep-7f, 0x1.55551ap-5f, 0x1.5554dcp-3f, 0x1.0p-1f, 0x1.0p+0f, 0x1.0p+0f}) {
+    each([&](int i) HWY_ATTR { p[i] = hn::MulAdd(p[i], r[i], hn::Set(d, c)); });
+  }
+  each([&](int i) HWY_ATTR {
+    const V result = hn::Mul(p[i], hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(du, rounded[i]))));
+    x[i] = hn::IfThenElse(hn::Lt(x[i], hn::Set(d, -0x1.5d589ep+6f)), hn::Zero(d), result);
+  });
+}
+
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp_nonpositive(D d, V x) {
-  const hn::RebindToSigned<D> di;
-  const V n = hn::Round(hn::Mul(x, hn::Set(d, 0x1.715476p+0f)));
-  V r = hn::NegMulAdd(n, hn::Set(d, 0x1.62e4p-1f), x);
-  r = hn::NegMulAdd(n, hn::Set(d, 0x1.7f7d1cp-20f), r);
-  V p = hn::Set(d, 0x1.6d110ap-10f);
-  p = hn::MulAdd(p, r, hn::Set(d, 0x1.120b6ep-7f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0x1.55551ap-5f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0x1.5554dcp-3f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.5f));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
-  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
-  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 127)));
-  const V result = hn::Mul(p, hn::BitCast(d, exponent));
-  return hn::IfThenElse(hn::Lt(x, hn::Set(d, -0x1.5d589ep+6f)), hn::Zero(d), result);
+  V one[1] = {x};
+  exp_nonpositive(d, one);
+  return one[0];
 }
 
 /// Products of float32 words.

@@ -14,29 +14,35 @@ namespace keyfold::cpu {
 
 inline constexpr std::int64_t kPackedSplits = 4;  // splits packed together for shared rows
 inline constexpr std::int64_t kFewRows = 32;   // rows of a group up to which splits are the tasks
-inline constexpr std::int64_t kTaskTiles = 8;  // row tiles of one task
-inline constexpr std::int64_t kPartialRows = 1024;  // row states that wait to be merged
+inline constexpr std::int64_t kTaskRows = 48;  // rows of one task, before they are aligned
+inline constexpr std::int64_t kMaxTaskRows = 64;  // and after
+/// Words of a tile's query rows, which pass through L1 for each strip of keys; and rows that each
+/// strip should serve in any case.
+inline constexpr std::int64_t kQueryWords = 12'288, kLeastRowTile = 32;
+inline constexpr std::int64_t kPartialRows = 4096;  // row states that wait to be merged
 
 /// Sizes in floats (32-bit words).
 struct Layout {
   Layout(const core::Problem& problem, const Kernels& kernels)
       : words(kernels.words(problem.shape.dtype, problem.shape.head_dim)),
         padded_value_dim((problem.shape.value_dim + 15) / 16 * 16),
-        task_rows(kTaskTiles * kernels.row_tile),
-        row_tile(kernels.row_tile) {}
+        row_tile(std::min(kernels.row_tile, std::max(kLeastRowTile, kQueryWords / words))),
+        bias_rows(problem.mask ? score_rows() : 0) {}
 
   std::int64_t packed_k() const { return words * kSplitLen; }
   std::int64_t packed_v() const { return padded_value_dim * kSplitLen; }
   std::int64_t packed_split() const { return packed_k() + packed_v(); }
   std::int64_t row_state() const { return padded_value_dim + 2; }
   /// Query rows that one thread packs together: a task's, or kFewRows.
-  std::int64_t query_rows() const { return std::max(task_rows, kFewRows); }
+  static constexpr std::int64_t query_floats() {
+    return std::max(kMaxTaskRows, kFewRows) * kMaxDim;
+  }
   /// Rows whose scores one thread holds together: kFewRows, in whole tiles.
   std::int64_t score_rows() const { return (kFewRows + row_tile - 1) / row_tile * row_tile; }
   /// A panel of keys or of values.
   std::int64_t panel() const { return std::max(words, padded_value_dim) * kPanel; }
   std::int64_t thread() const {
-    return round_up(query_rows() * words) + 2 * score_rows() * kSplitLen + panel() +
+    return query_floats() + score_rows() * kScoreStride + bias_rows * kSplitLen + panel() +
            round_up(row_tile * row_state());
   }
   std::int64_t total(std::int64_t rows, int num_threads) const {
@@ -48,8 +54,8 @@ struct Layout {
 
   std::int64_t words;
   std::int64_t padded_value_dim;
-  std::int64_t task_rows;
   std::int64_t row_tile;
+  std::int64_t bias_rows;
 };
 
 /// `rows` row states, one after another by field.
@@ -67,8 +73,8 @@ struct RowStates {
 /// What one thread works in.
 struct ThreadSpace {
   float* q;       ///< packed query rows of a task
-  float* scores;  ///< [score_rows][kSplitLen]
-  float* bias;    ///< likewise
+  float* scores;  ///< [score_rows][kScoreStride]
+  float* bias;    ///< [bias_rows][kSplitLen]
   float* panel;   ///< keys or values, packed
   RowStates result;
 };
@@ -101,9 +107,9 @@ class Workspace {
   float* packed_v(std::int64_t slot) const { return packed_k(slot) + layout_.packed_k(); }
   ThreadSpace thread(std::int64_t index) const {
     float* const q = threads_ + index * layout_.thread();
-    float* const scores = q + Layout::round_up(layout_.query_rows() * layout_.words);
-    float* const bias = scores + layout_.score_rows() * kSplitLen;
-    float* const panel = bias + layout_.score_rows() * kSplitLen;
+    float* const scores = q + Layout::query_floats();
+    float* const bias = scores + layout_.score_rows() * kScoreStride;
+    float* const panel = bias + layout_.bias_rows * kSplitLen;
     float* const result = panel + layout_.panel();
     return {q, scores, bias, panel, {result, layout_.row_tile, layout_.padded_value_dim}};
   }

@@ -19,6 +19,7 @@ using cpu::kDirectRows;
 using cpu::kMaxDim;
 using cpu::kMaxRowTile;
 using cpu::kPanel;
+using cpu::kScoreStride;
 using cpu::kSplitLen;
 
 const std::vector<DType> kDTypes = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
@@ -56,21 +57,27 @@ struct QueryTile {
   QueryTile(const cpu::Kernels& kernels, DType dtype, std::int64_t num_rows, std::int64_t head_dim,
             std::int64_t value_dim, std::int64_t num_keys, Rng& rng)
       : padded_dim((value_dim + 15) / 16 * 16),
-        scores(static_cast<std::size_t>(num_rows * kSplitLen), 0.0f),
+        scores(static_cast<std::size_t>(num_rows * kScoreStride), kNaN),
         o(static_cast<std::size_t>(num_rows * padded_dim), kNaN),
         m(kMaxRowTile),
         l(kMaxRowTile) {
     const Rows queries(dtype, num_rows, head_dim, 1, 0, rng);
     tile.num_rows = num_rows;
     tile.words = kernels.words(dtype, head_dim);
-    q.resize(static_cast<std::size_t>(num_rows * tile.words));
+    q.resize(static_cast<std::size_t>(num_rows * kMaxDim));
+    // Panels that a mask hides from all rows, and from some.
+    const auto panels = [&] {
+      return static_cast<cpu::Panels>(rng.one_in(2) ? 0xff : rng.between(1, 0xff));
+    };
+    const cpu::Panels shown = panels();
     for (std::int64_t r = 0; r < num_rows; ++r) {
-      kernels.pack_q(queries.from(r), q.data() + r * tile.words);
-      tile.begin[r] = rng.one_in(2) ? 0 : rng.between(0, num_keys - 1);
-      tile.end[r] = rng.one_in(2) ? num_keys : rng.between(tile.begin[r] + 1, num_keys);
-      tile.first = std::min(tile.first, tile.begin[r]);
-      tile.last = std::max(tile.last, tile.end[r]);
+      kernels.pack_q(queries.from(r), q.data() + r * kMaxDim);
+      const std::int64_t begin = rng.one_in(2) ? 0 : rng.between(0, num_keys - 1);
+      const std::int64_t end = rng.one_in(2) ? num_keys : rng.between(begin + 1, num_keys);
+      const cpu::Panels within = cpu::panels_of(begin, end);
+      tile.see(r, begin, end, within & shown & panels());
     }
+    if (tile.panels == 0) tile.see(0, 0, num_keys, cpu::panels_of(0, num_keys));
     tile.padded_value_dim = padded_dim;
     tile.scale = 0.1f;
   }
@@ -79,19 +86,8 @@ struct QueryTile {
     tile.scores = scores.data();
     return tile;
   }
-  /// Rows [begin, end) of the tile.
-  cpu::Tile part(std::int64_t begin, std::int64_t end) {
-    cpu::Tile rows = bound();
-    rows.num_rows = end - begin;
-    rows.q = q.data() + begin * tile.words;
-    rows.scores += begin * kSplitLen;
-    std::copy(tile.begin + begin, tile.begin + end, rows.begin);
-    std::copy(tile.end + begin, tile.end + end, rows.end);
-    return rows;
-  }
-  cpu::RowState result(std::int64_t row) {
-    return {o.data() + row * padded_dim, m.data() + row, l.data() + row};
-  }
+  bool sees(std::int64_t key) const { return (tile.panels >> key / kPanel & 1) != 0; }
+  cpu::RowState result() { return {o.data(), m.data(), l.data()}; }
 
   std::int64_t padded_dim;
   cpu::Tile tile;
@@ -134,23 +130,17 @@ void expect_same_bits(const cpu::Kernels& kernels, const Variant& v, Rng& rng, b
   QueryTile packed = direct;
   const auto panels = [&](const auto& body) {
     for (std::int64_t key = tile.first / kPanel * kPanel; key < tile.last; key += kPanel)
-      body(key, std::min(kPanel, v.num_keys - key));
-  };
-  const auto tiles = [&](const auto& body) {
-    for (std::int64_t row = 0; row < v.num_rows; row += kernels.row_tile)
-      body(packed.part(row, std::min(v.num_rows, row + kernels.row_tile)), packed.result(row));
+      if (direct.sees(key)) body(key, std::min(kPanel, v.num_keys - key));
   };
 
   panels([&](std::int64_t key, std::int64_t count) {
     std::vector<float> panel(static_cast<std::size_t>(tile.words * kPanel));
     kernels.pack_k(keys.from(key), count, panel.data());
-    tiles([&](const cpu::Tile& rows, const cpu::RowState&) {
-      kernels.score(rows, v.dtype, panel.data(), key, key + kPanel);
-    });
+    kernels.score(packed.bound(), v.dtype, panel.data(), key, key + kPanel);
   });
   // All at once, or in panels.
   const std::int64_t begin = tile.first / kPanel * kPanel;
-  const bool at_once = rng.one_in(2);
+  const bool at_once = rng.one_in(2) && std::has_single_bit(tile.panels + (1U << begin / kPanel));
   if (at_once) {
     kernels.score_rows(direct.bound(), keys.from(begin), begin, v.num_keys);
   } else {
@@ -158,25 +148,40 @@ void expect_same_bits(const cpu::Kernels& kernels, const Variant& v, Rng& rng, b
       kernels.score_rows(direct.bound(), keys.from(key), key, key + count);
     });
   }
-  for (std::int64_t r = 0; r < v.num_rows; ++r) {
-    const std::int64_t at = r * kSplitLen + tile.first, count = tile.last - tile.first;
-    ASSERT_EQ(bits_of(direct.scores.data() + at, count), bits_of(packed.scores.data() + at, count))
-        << "scores of row " << r;
-  }
+  const auto expect_scores = [&](std::int64_t r, std::int64_t first, std::int64_t last,
+                                 cpu::Panels seen, const char* which) {
+    for (std::int64_t key = first; key < last; ++key) {
+      if ((seen >> key / kPanel & 1) == 0) continue;
+      const std::int64_t at = r * kScoreStride + key;
+      ASSERT_EQ(bits_of(direct.scores.data() + at, 1), bits_of(packed.scores.data() + at, 1))
+          << which << " of row " << r << " and key " << key;
+    }
+  };
+  for (std::int64_t r = 0; r < v.num_rows; ++r)
+    expect_scores(r, tile.begin[r], tile.end[r], tile.seen[r], "score");
 
-  kernels.softmax(direct.bound(), direct.result(0));
-  tiles([&](const cpu::Tile& rows, const cpu::RowState& result) { kernels.softmax(rows, result); });
+  kernels.softmax(direct.bound(), direct.result());
+  kernels.softmax(packed.bound(), packed.result());
+  for (std::int64_t r = 0; r < v.num_rows; ++r)
+    expect_scores(r, tile.first, tile.last, tile.panels, "weight");
   panels([&](std::int64_t key, std::int64_t count) {
     std::vector<float> widened(static_cast<std::size_t>(direct.padded_dim * kPanel));
     kernels.pack_v(values.from(key), count, direct.padded_dim, widened.data());
-    tiles([&](const cpu::Tile& rows, const cpu::RowState& result) {
-      kernels.weigh(rows, widened.data(), key, key + kPanel, result);
-    });
+    kernels.weigh(packed.bound(), widened.data(), key, key + kPanel, packed.result());
     if (!at_once)
-      kernels.weigh_rows(direct.bound(), values.from(key), key, key + count, direct.result(0));
+      kernels.weigh_rows(direct.bound(), values.from(key), key, key + count, direct.result());
   });
   if (at_once)
-    kernels.weigh_rows(direct.bound(), values.from(begin), begin, v.num_keys, direct.result(0));
+    kernels.weigh_rows(direct.bound(), values.from(begin), begin, v.num_keys, direct.result());
+  // As the schedules do, where a value that some row does not see is Inf or NaN.
+  for (QueryTile* rows : {&direct, &packed}) {
+    if (kernels.all_finite(rows->bound(), rows->result())) continue;
+    panels([&](std::int64_t key, std::int64_t count) {
+      std::vector<float> widened(static_cast<std::size_t>(direct.padded_dim * kPanel));
+      kernels.pack_v(values.from(key), count, direct.padded_dim, widened.data());
+      kernels.weigh_exactly(rows->bound(), widened.data(), key, key + kPanel, rows->result());
+    });
+  }
   const auto bits = [](const std::vector<float>& of) {
     return bits_of(of.data(), static_cast<std::int64_t>(of.size()));
   };

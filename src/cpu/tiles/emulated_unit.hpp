@@ -13,7 +13,7 @@ namespace keyfold::cpu::tiles {
 
 struct EmulatedUnit {
   static void configure(std::int64_t rows) {
-    for (int i = 0; i < 8; ++i) tiles()[i] = {.rows = i < kRowTiles ? rows : kTileRows};
+    for (int i = 0; i < 8; ++i) tiles()[i] = {.rows = rows_of_tile(i, rows)};
   }
   static void release() {
     for (int i = 0; i < 8; ++i) {

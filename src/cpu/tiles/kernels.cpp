@@ -31,7 +31,8 @@ Kernels with_parts(Kernels kernels) {
 template <class Unit>
 Kernels make_kernels(Kernels kernels, DType dtype, const char* name) {
   kernels.name = name;
-  kernels.row_tile = kTileRows;
+  kernels.row_tile = kRowBlock;
+  kernels.row_align = kRowBlock;
   kernels.words = words;
   kernels.softmax = softmax;
   return parts_of(dtype) == 2 ? with_parts<Unit, 2>(kernels) : with_parts<Unit, 1>(kernels);

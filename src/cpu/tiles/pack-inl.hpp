@@ -186,8 +186,9 @@ template <int kParts>
 void pack_v(const RowSource& v, std::int64_t count, std::int64_t padded_dim, float* packed) {
   auto* out = reinterpret_cast<std::uint32_t*>(packed);
   RowSource rows = v;
-  for (std::int64_t first = 0; first < count; first += kStep) {
-    pack_values<kParts>(rows, std::min(kStep, count - first), padded_dim, out);
+  for (std::int64_t first = 0; first < kPanel; first += kStep) {
+    const std::int64_t here = std::clamp<std::int64_t>(count - first, 0, kStep);
+    pack_values<kParts>(rows, here, padded_dim, out);
     rows.data += kStep * v.row_stride;
     out += step_words<kParts>(padded_dim);
   }

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace keyfold::cpu::tiles {
@@ -13,19 +14,30 @@ namespace keyfold::cpu::tiles {
 inline constexpr std::int64_t kTileRows = 16;
 inline constexpr std::int64_t kTileRowBytes = 64;
 inline constexpr std::int64_t kTileBytes = kTileRows * kTileRowBytes;
-inline constexpr int kRowTiles = 6;  // tiles whose rows can be fewer
+/// Which tiles hold what: sums of the first 16 rows and of those behind, two each; first operands
+/// of the two; second operands.
+inline constexpr int kSums = 0, kFirst = 4, kSecond = 6;
+/// Rows that products are computed for together.
+inline constexpr std::int64_t kRowBlock = 2 * kTileRows;
+
+/// Rows of tile i where `rows` of kRowBlock are there: sums and first operands can have fewer.
+constexpr std::int64_t rows_of_tile(int i, std::int64_t rows) {
+  const bool behind = i == kSums + 2 || i == kSums + 3 || i == kFirst + 1;
+  if (i >= kSecond || (behind && rows <= kTileRows)) return kTileRows;
+  return behind ? rows - kTileRows : std::min(rows, kTileRows);
+}
 
 /// Tile operations of the processor. Tiles are a thread's state: valid from configure() to
 /// release(), and costly for whoever switches threads in between.
 struct AmxUnit {
-  /// Tiles 0 to 5, for sums and first operands, get `rows` rows; 6 and 7, for second ones, all 16.
+  /// As rows_of_tile() says.
   static void configure(std::int64_t rows) {
     struct alignas(64) {
       std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
       std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+      std::uint8_t rows[16] = {};
     } config;
-    for (int i = 0; i < kRowTiles; ++i) config.rows[i] = static_cast<std::uint8_t>(rows);
+    for (int i = 0; i < 8; ++i) config.rows[i] = static_cast<std::uint8_t>(rows_of_tile(i, rows));
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
   static void release() { asm volatile("tilerelease" ::: "memory"); }
