@@ -27,21 +27,23 @@ std::vector<Wave> cut(const Work& work, const Wave& step) {
 }  // namespace
 
 Waves cut_chunk(const Work& work) {
+  const std::int64_t tiles = ceil_div(work.indices, work.tile_rows);
+  Wave step;
+  step.num_groups = std::min(
+      {work.groups, work.max_groups, std::max<std::int64_t>(1, work.partials / work.indices)});
+  step.num_indices = work.indices;
+  step.num_splits =
+      std::min({work.splits, work.partials / (work.indices * step.num_groups), kMostGroups});
   const bool direct =
       work.folds ||
-      (!work.decode && (work.splits == 1 || 2 * work.indices > work.partials ||
-                        ceil_div(work.indices, work.tile_rows) * work.groups >= kBusyTiles));
-  Wave step;
+      (!work.decode &&
+       (work.splits == 1 || 2 * work.indices > work.partials || tiles * work.groups >= kBusyTiles ||
+        // A wave of partial states would keep no more of the device busy.
+        step.num_groups * step.num_splits <= work.groups));
   if (direct) {
     step.num_groups = std::min(work.groups, work.max_groups);
     step.num_indices = kMostGroups * work.tile_rows;
     step.num_splits = work.splits;
-  } else {
-    step.num_groups = std::min(
-        {work.groups, work.max_groups, std::max<std::int64_t>(1, work.partials / work.indices)});
-    step.num_indices = work.indices;
-    step.num_splits =
-        std::min({work.splits, work.partials / (work.indices * step.num_groups), kMostGroups});
   }
   if (work.prepared > 0) {
     if (!work.shared) step.num_groups = std::min(step.num_groups, work.prepared);

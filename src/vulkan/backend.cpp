@@ -46,11 +46,17 @@ std::string watchdog_of(vk::DriverId driver) {
 
 /// What the memory of a discrete GPU gives at least, in bytes per second.
 constexpr double kLeastBandwidth = 5e10;
+/// What a processor of one gives at least, in operations per second, on matrices and on plain
+/// lanes: a third of what small GPUs of the first kind that has matrices are calculated to reach.
+constexpr double kLeastOnMatrices = 2e10, kLeastOnLanes = 1e10;
 
-/// Decode reads keys and values once for the rows of a tile; other kernels' speed is not known
-/// before it is measured.
-double least_flops_per_second(const core::Problem& problem, const Shapes& shapes) {
-  if (!shapes.decode()) return 0;
+/// Decode reads keys and values once for the rows of a tile. Where the driver does not tell how
+/// many processors there are, the speed of other kernels is not known before it is measured.
+double least_flops_per_second(const core::Problem& problem, const Shapes& shapes,
+                              const Traits& traits) {
+  if (!shapes.decode()) {
+    return traits.processors * (shapes.matrices() ? kLeastOnMatrices : kLeastOnLanes);
+  }
   const auto rows =
       static_cast<double>(std::min(shapes.tile_rows(), problem.group_size() * problem.shape.q_len));
   return kLeastBandwidth * 2 * rows / static_cast<double>(size_of(problem.shape.dtype));
@@ -97,7 +103,8 @@ class VulkanBackend : public core::Backend {
             .first_dispatch_flops = discrete   ? 2e9
                                     : software ? 2e7
                                                : 2e8,
-            .least_flops_per_second = discrete ? least_flops_per_second(problem, shapes) : 0,
+            .least_flops_per_second =
+                discrete ? least_flops_per_second(problem, shapes, gpu_.traits()) : 0,
             .flops_per_second = discrete   ? 1e13
                                 : software ? 1e10
                                            : 5e11,

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 #include <vulkan/vulkan_raii.hpp>
 
@@ -34,6 +35,12 @@ class Device {
   const vk::raii::Device& handle() const { return device_; }
   BufferPool& buffers() { return buffers_; }
   Pipelines& pipelines() { return pipelines_; }
+  /// What was found out about the device by running something on it.
+  struct Known {
+    std::mutex mutex;
+    std::optional<std::uint32_t> pairs;  ///< see row_pairs()
+  };
+  Known& known() { return known_; }
   std::unique_ptr<StreamParts> take_stream();
   /// All that was submitted with it is done.
   void put_back(std::unique_ptr<StreamParts> parts) noexcept {
@@ -49,6 +56,7 @@ class Device {
   std::mutex queue_mutex_;
   BufferPool buffers_;
   Pipelines pipelines_;
+  Known known_;
   gpu::Idle<StreamParts> idle_streams_;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <stdexcept>
+#include <tuple>
 
 #include "gpu/kernel_options.hpp"
 
@@ -107,15 +108,18 @@ std::optional<MatrixShape> matrix_shape(const ShapeQuery& query, std::uint32_t s
   };
   // Elements of q, or of the output, in a thread. As measured on an H100 at 32, 64 and 128: two
   // blocks' output fits beside their scores, which halves what is loaded, as long as q stays in
-  // shared memory; one block's and q; one block's without q, and few enough keys that two
-  // workgroups still share a processor.
+  // shared memory; one block's and q, or two where m and l take few registers; one block's and what
+  // of q shared memory has no room for beside 32 keys, with V in the place of K.
   const std::uint32_t registers = ceil_div(size * columns, query.subgroup_size);
   if (registers > kMatrixRegisters) return std::nullopt;
   if (registers <= kMatrixRegisters / 4) {
     s.subgroups = 4, s.keys = 64, s.blocks = 2, s.held = 0;
     if (fits()) return s;
+  } else if (registers <= kMatrixRegisters / 2 && query.pairs && in_registers) {
+    s.subgroups = 4, s.keys = 32, s.blocks = 2, s.held = 3;
+    if (fits()) return s;
   } else if (registers > kMatrixRegisters / 2) {
-    s.subgroups = 2, s.keys = 32, s.held = 0, s.shared = 1;
+    s.subgroups = 4, s.keys = 32, s.held = 5, s.shared = 1;
     if (fits()) return s;
   }
   s.blocks = 1, s.held = MatrixShape::kAll, s.shared = 0;
@@ -125,6 +129,27 @@ std::optional<MatrixShape> matrix_shape(const ShapeQuery& query, std::uint32_t s
     }
   }
   return std::nullopt;
+}
+
+std::uint32_t row_pairs(const ElementRows& rows) {
+  constexpr std::size_t kLanes = std::tuple_size_v<ElementRows>, kElements = 8;
+  std::uint32_t pairs = 0;
+  for (std::size_t e = 0; e < kElements; ++e) pairs |= (rows[0][e] != rows[0][0] ? 1U : 0U) << e;
+  if (std::popcount(pairs) != 4) return 0;
+  std::uint32_t seen = 0;  // rows, by the first of their four lanes
+  for (std::size_t lane = 0; lane < kLanes; ++lane) {
+    const std::array<int, 2> two{rows[lane][0],
+                                 rows[lane][static_cast<std::size_t>(std::countr_zero(pairs))]};
+    for (std::size_t e = 0; e < kElements; ++e) {
+      if (rows[lane][e] != two[pairs >> e & 1] || rows[lane][e] < 0 || rows[lane][e] > 15) return 0;
+    }
+    if (lane % 4 != 0) {
+      if (rows[lane] != rows[lane - 1]) return 0;
+    } else {
+      seen |= 1U << two[0] | 1U << two[1];
+    }
+  }
+  return seen == 0xffff ? pairs : 0;
 }
 
 DecodeShape decode_shape(const ShapeQuery& query) {

@@ -1,6 +1,7 @@
 // How the compute kernels are shaped for a device: the specialization constants from 16 on.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -18,6 +19,7 @@ struct ShapeQuery {
   std::uint32_t subgroup_size = 0;  ///< that every kernel is to be run with
   std::uint32_t max_shared_bytes = 0;
   std::uint32_t max_workgroup_invocations = 0;
+  bool pairs = false;  ///< whether row_pairs() is likely to find some
 };
 
 /// Keys of a split of each kernel: constants, as bits depend on them.
@@ -57,11 +59,19 @@ struct MatrixShape {
 
   std::uint32_t workgroup() const { return subgroups * subgroup_size; }
   std::uint32_t rows() const { return subgroups * blocks * size; }  ///< of a workgroup
-  /// Constants 16, 17, ...; `partial` and `finished` are 0 or 1.
-  std::vector<std::uint32_t> constants(std::uint32_t partial, std::uint32_t finished) const {
-    return {subgroups, keys, size, size, size, partial, finished, blocks, held, shared};
+  /// Constants 16, 17, ...; `partial` and `finished` are 0 or 1, `pairs` as row_pairs().
+  std::vector<std::uint32_t> constants(std::uint32_t partial, std::uint32_t finished,
+                                       std::uint32_t pairs) const {
+    return {subgroups, keys, size, size, size, partial, finished, blocks, held, shared, pairs};
   }
 };
+
+/// The rows of a 16x16 accumulator's elements: of each of 32 lanes, of each element that it has.
+using ElementRows = std::array<std::array<int, 8>, 32>;
+
+/// For matrix.comp's kPairs: where four lanes side by side share two rows, half of a lane's
+/// elements in each, a bit for each element that is of the second; else 0.
+std::uint32_t row_pairs(const ElementRows& rows);
 
 /// shaders/decode.comp. `row_limit` is the most rows of a workgroup; fewer give the same bits.
 struct DecodeShape {

@@ -22,6 +22,7 @@ enum class Kernel : std::uint8_t {
   kMatrix2BFloat16,
   kDecode,
   kMerge,
+  kElements,
 };
 
 /// A specialization constant: its id and its value.

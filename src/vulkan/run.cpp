@@ -10,6 +10,7 @@
 #include "gpu/chunk.hpp"
 #include "gpu/finish.hpp"
 #include "gpu/waves.hpp"
+#include "vulkan/element_layout.hpp"
 #include "vulkan/errors.hpp"
 
 namespace keyfold::vulkan {
@@ -113,10 +114,12 @@ std::vector<VulkanRun::Dispatch> VulkanRun::plan_dispatches(const ChunkBox& box,
   const gpu::Waves cut =
       gpu::cut_chunk(gpu::work_of(layout_, block_, box, chunk, gpu_.traits().max_groups_z));
   std::vector<Dispatch> result;
+  const std::uint32_t pairs = shapes_.matrices() ? row_pairs(on_->device) : 0;
   const auto add = [&](Kernel kernel, const gpu::Wave& wave, std::int64_t rows, std::int64_t y) {
-    result.push_back({on_->device->pipelines().get(kernel, shapes_.constants(kernel, !cut.direct)),
-                      u32(static_cast<std::int64_t>(params.size()) - 1),
-                      u32(gpu::ceil_div(wave.num_indices, rows)), u32(y), u32(wave.num_groups)});
+    result.push_back(
+        {on_->device->pipelines().get(kernel, shapes_.constants(kernel, !cut.direct, pairs)),
+         u32(static_cast<std::int64_t>(params.size()) - 1),
+         u32(gpu::ceil_div(wave.num_indices, rows)), u32(y), u32(wave.num_groups)});
   };
   for (const gpu::Wave& wave : cut.waves) {
     params.push_back(gpu::part_of(chunk, wave));

@@ -3,6 +3,7 @@
 
 #include "attend.comp.hpp"
 #include "decode.comp.hpp"
+#include "elements.spv.hpp"
 #include "matrix2_bfloat16.spv.hpp"
 #include "matrix2_float16.spv.hpp"
 #include "matrix_bfloat16.spv.hpp"
@@ -20,6 +21,7 @@ std::span<const std::uint32_t> shader(Kernel kernel) {
     case Kernel::kMatrix2Float16: return shaders::matrix2_float16_spv;
     case Kernel::kMatrix2BFloat16: return shaders::matrix2_bfloat16_spv;
     case Kernel::kDecode: return shaders::decode_comp;
+    case Kernel::kElements: return shaders::elements_spv;
     case Kernel::kMerge: return shaders::merge_comp;
   }
   return {};

@@ -15,7 +15,8 @@ ShapeQuery query_of(DType dtype, std::int64_t head_dim, std::int64_t value_dim,
           .value_dim = value_dim,
           .subgroup_size = traits.subgroup_size,
           .max_shared_bytes = traits.max_shared_bytes,
-          .max_workgroup_invocations = traits.max_invocations};
+          .max_workgroup_invocations = traits.max_invocations,
+          .pairs = traits.expects_pairs()};
 }
 
 }  // namespace
@@ -97,7 +98,7 @@ Constants Shapes::common(std::uint32_t workgroup) const {
           {6, static_cast<std::uint32_t>(split_len())}};
 }
 
-Constants Shapes::constants(Kernel kernel, bool partial) const {
+Constants Shapes::constants(Kernel kernel, bool partial, std::uint32_t pairs) const {
   std::uint32_t workgroup = 0;
   std::vector<std::uint32_t> own;
   if (kernel == Kernel::kMerge) {
@@ -109,7 +110,7 @@ Constants Shapes::constants(Kernel kernel, bool partial) const {
   } else if (matrices()) {
     const bool finished = gpu::finishes_scores(problem_);
     workgroup = matrix_.workgroup();
-    own = matrix_.constants(partial ? 1 : 0, finished ? 1 : 0);
+    own = matrix_.constants(partial ? 1 : 0, finished ? 1 : 0, matrix_.size == 16 ? pairs : 0);
   } else {
     workgroup = attend_.workgroup();
     own = attend_.constants(partial);

@@ -35,8 +35,8 @@ class Shapes {
   gpu::Tiling tiling() const { return {split_len(), tile_rows_, decode()}; }
   std::int64_t tile_rows() const { return tile_rows_; }
   std::int64_t merge_rows() const { return merge_.rows; }
-  /// Of main() or of kMerge.
-  Constants constants(Kernel kernel, bool partial) const;
+  /// Of main() or of kMerge. `pairs` as row_pairs(), for kernels on matrices.
+  Constants constants(Kernel kernel, bool partial, std::uint32_t pairs = 0) const;
 
  private:
   static constexpr std::int64_t kFewRows = 8;  // that decode takes; q_len alone decides

@@ -72,6 +72,13 @@ std::optional<Traits> Traits::of(const vk::raii::Instance& instance,
     });
   };
   t.portability = has("VK_KHR_portability_subset");
+  if (has(VK_NV_SHADER_SM_BUILTINS_EXTENSION_NAME)) {
+    t.processors = device
+                       .getProperties2<vk::PhysicalDeviceProperties2,
+                                       vk::PhysicalDeviceShaderSMBuiltinsPropertiesNV>()
+                       .get<vk::PhysicalDeviceShaderSMBuiltinsPropertiesNV>()
+                       .shaderSMCount;
+  }
   if (has(VK_EXT_SUBGROUP_SIZE_CONTROL_EXTENSION_NAME)) {
     const auto control = device
                              .getFeatures2<vk::PhysicalDeviceFeatures2,

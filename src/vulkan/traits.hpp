@@ -21,6 +21,7 @@ struct Traits {
   vk::PhysicalDeviceType type = vk::PhysicalDeviceType::eOther;
   vk::DriverId driver_id{};
   std::int64_t memory_bytes = 0;  ///< of the largest heap on the device
+  std::uint32_t processors = 0;   ///< that run workgroups; 0 where the driver does not tell
   std::uint32_t queue_family = 0;
   std::uint32_t timestamp_bits = 0;  ///< 0: the queue has no timestamps
   double timestamp_seconds = 0;      ///< of one tick
@@ -31,7 +32,11 @@ struct Traits {
   std::uint32_t max_groups_z = 0;     ///< workgroups of a dispatch along z
   bool portability = false;           ///< a layered driver: VK_KHR_portability_subset
   MatrixTraits matrices;              ///< none where a kernel on them could not run
-  bool shared_memory = false;         ///< the host writes the device's own memory
+  /// Whether row_pairs() is likely to find some: shapes are chosen before there is a device to ask.
+  bool expects_pairs() const {
+    return driver_id == vk::DriverId::eNvidiaProprietary && subgroup_size == 32 && matrices.any();
+  }
+  bool shared_memory = false;  ///< the host writes the device's own memory
 };
 
 }  // namespace keyfold::vulkan

@@ -113,5 +113,18 @@ TEST(Waves, FewRowsGoSideBySide) {
   EXPECT_TRUE(cut_chunk(work).direct);
 }
 
+/// Room for partial states of fewer workgroups than the rows have.
+TEST(Waves, NoWaveIsSmallerThanTheRows) {
+  Work work{.groups = 3,
+            .indices = 8'192,
+            .splits = 16,
+            .tile_rows = 64,
+            .max_groups = 65'535,
+            .partials = 16'384};
+  EXPECT_TRUE(cut_chunk(work).direct);
+  work.partials *= 4;
+  EXPECT_FALSE(cut_chunk(work).direct);
+}
+
 }  // namespace
 }  // namespace keyfold::gpu

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cstddef>
 
 namespace keyfold::vulkan {
 namespace {
@@ -61,7 +62,7 @@ TEST(KernelShape, MatrixKernelsFitOrAreNotThere) {
         EXPECT_EQ(kMatrixSplitLen % shape->keys, 0U);
         EXPECT_EQ(shape->keys % size, 0U);
         EXPECT_EQ(shape->rows(), shape->subgroups * shape->blocks * size);
-        EXPECT_EQ(shape->constants(0, 1).size(), 10U);
+        EXPECT_EQ(shape->constants(0, 1, 0).size(), 11U);
       }
   });
   EXPECT_GT(found, 0);
@@ -85,10 +86,13 @@ TEST(KernelShape, ACommonGpuHasMatricesForCommonHeads) {
   EXPECT_FALSE(matrix_shape(common_gpu(264, 264), 16, true));
 }
 
-/// As it was measured: docs/benchmarks.md.
+/// As it was measured: docs/vulkan_notes.md.
 TEST(KernelShape, MatrixKernelsSpendRegistersWhereTheyServe) {
-  const auto expect = [](std::int64_t head_dim, std::int64_t value_dim, const MatrixShape& wanted) {
-    const auto shape = matrix_shape(common_gpu(head_dim, value_dim), 16, true);
+  const auto expect = [](std::int64_t head_dim, std::int64_t value_dim, const MatrixShape& wanted,
+                         bool pairs = false) {
+    ShapeQuery query = common_gpu(head_dim, value_dim);
+    query.pairs = pairs;
+    const auto shape = matrix_shape(query, 16, true);
     ASSERT_TRUE(shape);
     SCOPED_TRACE(testing::Message() << "dims " << head_dim << " " << value_dim);
     EXPECT_EQ(shape->subgroups, wanted.subgroups);
@@ -99,11 +103,15 @@ TEST(KernelShape, MatrixKernelsSpendRegistersWhereTheyServe) {
   };
   const MatrixShape two_blocks{.subgroups = 4, .keys = 64, .blocks = 2, .held = 0};
   const MatrixShape in_registers{.subgroups = 8, .keys = 64};
-  const MatrixShape in_place{.subgroups = 2, .keys = 32, .held = 0, .shared = 1};
+  const MatrixShape in_place{.subgroups = 4, .keys = 32, .held = 5, .shared = 1};
+  const MatrixShape of_pairs{.subgroups = 4, .keys = 32, .blocks = 2, .held = 3};
   expect(40, 40, two_blocks);
   expect(64, 64, two_blocks);
   expect(72, 72, in_registers);
   expect(128, 128, in_registers);
+  expect(64, 64, two_blocks, true);
+  expect(128, 128, of_pairs, true);
+  expect(256, 256, in_place, true);
   expect(192, 128, in_place);
   expect(256, 256, in_place);
 }
@@ -117,6 +125,27 @@ TEST(KernelShape, MatrixKernelsMakeDoWithLittleSharedMemory) {
     EXPECT_EQ(shape->held, MatrixShape::kAll);
     EXPECT_EQ(shape->shared, 0U);
   }
+}
+
+ElementRows rows_by(int (*row)(int lane, int element)) {
+  ElementRows rows{};
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int e = 0; e < 8; ++e) {
+      rows[static_cast<std::size_t>(lane)][static_cast<std::size_t>(e)] = row(lane, e);
+    }
+  }
+  return rows;
+}
+
+TEST(KernelShape, PairsOfRowsAreFoundWhereTheyAre) {
+  EXPECT_EQ(row_pairs(rows_by([](int lane, int e) { return lane / 4 + e / 2 % 2 * 8; })),
+            0b11001100U);
+  EXPECT_EQ(row_pairs(rows_by([](int lane, int e) { return lane / 4 * 2 + e / 4; })), 0b11110000U);
+  // A row to a lane; a column to a lane; lanes of two rows that are not side by side; a row twice.
+  EXPECT_EQ(row_pairs(rows_by([](int lane, int) { return lane / 2; })), 0U);
+  EXPECT_EQ(row_pairs(rows_by([](int lane, int e) { return lane / 16 * 8 + e; })), 0U);
+  EXPECT_EQ(row_pairs(rows_by([](int lane, int e) { return lane % 8 + e / 4 * 8; })), 0U);
+  EXPECT_EQ(row_pairs(rows_by([](int lane, int e) { return lane / 8 + e / 4 * 8; })), 0U);
 }
 
 }  // namespace

@@ -3,9 +3,8 @@
 // 2 -Inf, 3 NaN. The marks take K's place in shared memory, kMarksLine words a row, each row's of
 // one thread's; two bits of a word's uints are a column's.
 const uint kOddWords = kSplitLen / 32;
-shared uint s_odd;  // 1 + the last split that has such values
+shared uint s_odd;  // 1 + the last split whose output is Inf or NaN somewhere
 shared uint s_odd_keys[kOddWords];
-bool t_odd;  // whether this thread met Inf or NaN in V
 
 // The signs of elements that are Inf or NaN: an exponent of ones is carried there.
 uvec4 odd_signs(uvec4 word) {
