@@ -21,7 +21,7 @@ gpu::Params Launcher::describe(const ChunkBox& box, gpu::Address batches) const 
   return p;
 }
 
-Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
+Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const Jobs& jobs,
                            const gpu::Params& params, const Ends& ends) const {
   Launch launch{device_.modules().get(spec), grid,          spec.threads,
                 spec.shared_bytes,           spec.overlaps, {params, {}, 0}};
@@ -29,12 +29,7 @@ Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& w
     launch.maps =
         encode_tensor_maps(device_.driver(), layout_.problem, *spec.tiles, block_, params, ends.q);
   }
-  if (spec.jobs) {
-    launch.jobs = shapes_.jobs_of(wave);
-    launch.jobs->memory = memory_.flags != 0 ? memory_.flags : memory_.prepared;
-    launch.jobs->prepared = memory_.prepared;
-    if (memory_.prepared != 0) launch.jobs->prepared_by = shapes_.prepare_grid(wave).x;
-  }
+  if (spec.jobs) launch.jobs = jobs;
   if (spec.ends) launch.ends = ends;
   return launch;
 }
@@ -52,13 +47,21 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {
     const gpu::Params params = gpu::part_of(chunk, wave);
-    const Grid grid = shapes_.main_grid(wave, partial);
+    // Keys that all rows see, where they see the same.
+    const std::int64_t keys =
+        gpu::batches_alike(layout_.problem) && memory_.cuts != 0 ? alike.limit : 0;
+    Jobs jobs = shapes_.jobs_of(wave, keys);
+    jobs.memory = memory_.flags != 0 ? memory_.flags : memory_.prepared;
+    jobs.prepared = memory_.prepared;
+    if (memory_.prepared != 0) jobs.prepared_by = shapes_.prepare_grid(wave).x;
+    jobs.cuts = memory_.cuts;
+    const Grid grid = shapes_.main_grid(wave, jobs, partial);
     // Waves of the same rows follow each other.
     Ends part = ends;
     if (wave.split > 0) part.begins = 0;
     if (wave.split + wave.num_splits < work.splits) part.out = {};
     const auto launch = [&](const KernelSpec& spec, Grid blocks) {
-      launches.push_back(launch_of(spec, blocks, wave, params, part));
+      launches.push_back(launch_of(spec, blocks, jobs, params, part));
       launches.back().arguments.alike = alike;
     };
     if (prepare) launch(*prepare, shapes_.prepare_grid(wave));
@@ -85,7 +88,7 @@ std::vector<Launch> Launcher::plan_merge(gpu::Address other_state, const gpu::Pa
     const std::int64_t first = wave.group * std::int64_t{whole.index_end} + wave.index;
     p.partial_o = other_state + static_cast<gpu::Address>(layout_.o(first));
     p.partial_ml = other_ml + static_cast<gpu::Address>(layout_.ml(first));
-    launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, p, {}));
+    launches.push_back(launch_of(merge, shapes_.merge_grid(wave), {}, p, {}));
   }
   return launches;
 }

@@ -72,6 +72,10 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
                .decode = partial,
                .folds = !partial,
                .flag_rows = 64};
+    if (!partial && !problem.mask && problem.rows_alike()) {
+      tiling_.cut_bytes = wgmma_->cut_bytes(device_blocks_);
+      tiling_.uncut_tiles = device_blocks_;
+    }
     if (problem.mask) {
       const Dims& strides = problem.mask->strides;
       const std::int64_t heads = strides[1] != 0 ? problem.group_size() : 1;
@@ -260,10 +264,18 @@ KernelSpec Shapes::main(bool partial, bool ended) const {
   return kernel;
 }
 
-Jobs Shapes::jobs_of(const gpu::Wave& wave) const {
+Jobs Shapes::jobs_of(const gpu::Wave& wave, std::int64_t keys) const {
   const std::uint32_t groups = u32(wave.num_groups), blocks = device_blocks_;
   Jobs jobs{.groups = groups, .tiles = u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows))};
   if (!wgmma_ || !tiling_.folds || !problem_.rows_alike()) return jobs;
+  const std::uint32_t all = groups * jobs.tiles;
+  if (keys > 0 && tiling_.cut_bytes != 0 && all > blocks) {
+    // What a last round would leave, and a round more, or two, so that no block waits at a cut.
+    const std::uint32_t rest = all % blocks, rounds = 4 * rest < blocks ? 2 : 1;
+    jobs.cut = rest == 0 ? 0 : rest + std::min(rounds, all / blocks) * blocks;
+    jobs.length = u32(gpu::ceil_div(keys, wgmma_->keys));
+    return jobs;
+  }
   // Rows that all take the same time, in warpgroups' shares: rounds of full tiles, then some of
   // tiles of one share less, which take about 3/4 of the time. A row's bits know nothing of its
   // tile.
@@ -288,11 +300,11 @@ Jobs Shapes::jobs_of(const gpu::Wave& wave) const {
   return jobs;
 }
 
-Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
+Grid Shapes::main_grid(const gpu::Wave& wave, const Jobs& jobs, bool partial) const {
   if (wgmma_ || wgmma3_ || mma_ || decode_mma_) {
     const std::int64_t parts = partial ? wave.num_splits * tiling_.units : 1;
-    const std::int64_t jobs = wave.num_groups * jobs_of(wave).tiles * parts;
-    return {.x = u32(std::min<std::int64_t>(device_blocks_, jobs))};
+    return {.x = u32(
+                std::min<std::int64_t>(device_blocks_, wave.num_groups * jobs.tiles * parts))};
   }
   return {u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows)),
           partial ? u32(wave.num_splits) : 1, u32(wave.num_groups)};

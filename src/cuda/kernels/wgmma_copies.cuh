@@ -3,38 +3,48 @@
 
 #include "wgmma_marks.cuh"
 
-KEYFOLD_INLINE void produce(const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map,
-                            const Params& p, const Jobs& jobs, const Ends& ends, u32 base,
-                            const Barriers& bars, Job* records) {
-  Ring ring;
-  MarkRing marks;
-  u32 q_parity = 1, record = 0;
-  const auto next = [&] {  // one is read while the other is written
-    barrier_wait(bars.q_empty, q_parity);
-    q_parity ^= 1;
-    return &records[record++ % 2];
-  };
-  bool more = true;
-  for (u32 i = 0; more; ++i) {
+// Jobs, and their rows of q: a warpgroup's as soon as it is done with those before, so that the
+// warpgroups need not be in step.
+KEYFOLD_INLINE void produce_queries(const TensorMap& q_map, const Params& p, const Jobs& jobs,
+                                    const Ends& ends, u32 base, const Barriers& bars,
+                                    Job* records) {
+  Queue queue;
+  for (u32 i = 0;; ++i) {
     Job job;
-    if (!find_job(p, jobs, i, job, more)) continue;
-    *next() = job;
-    if (job.begin == job.end) {
-      barrier_arrive(bars.q_full);
-      continue;
-    }
-    const u32 batch = job.group / p.kv_heads, kv_head = job.group % p.kv_heads;
-    barrier_expect(bars.q_full, job.units * kHeadPanels * kQueryPanel);
-    for (u32 w = 0; w < job.units; ++w) {
+    if (!queue.next(p, jobs, job)) job.units = 0;
+    const u32 kv_head = job.group % p.kv_heads;
+    // A map of gathered rows has one head, and the groups of the block behind each other.
+    const bool there = ends.q.at != 0;
+    for (u32 w = 0; w < kWarpgroups; ++w) {
+      const u32 full = bars.q_full + 8 * w;
+      barrier_wait(bars.q_empty + 8 * w, i % 2 ^ 1);
+      if (w == 0) records[i % kRecords] = job;  // all are done with the one that was there
+      if (w >= job.units || job.begin == job.end) {
+        barrier_arrive(full);
+        continue;
+      }
+      barrier_expect(full, kHeadPanels * kQueryPanel);
+      const u32 index = job.first + 64 * w;
       for (u32 c = 0; c < kHeadPanels; ++c) {
-        // A map of gathered rows has one head, and the groups of the block behind each other.
-        const bool there = ends.q.at != 0;
-        const u32 index = job.first + 64 * w;
-        copy_5d(base + (w * kHeadPanels + c) * kQueryPanel, q_map, bars.q_full, 64 * c, 0,
+        copy_5d(base + (w * kHeadPanels + c) * kQueryPanel, q_map, full, 64 * c, 0,
                 there ? index / p.heads : index, there ? kv_head : job.group - p.block_group,
-                there ? batch : 0);
+                there ? job.group / p.kv_heads : 0);
       }
     }
+    if (job.units == 0) return;
+  }
+}
+
+// K and V, as far ahead as there are slots.
+KEYFOLD_INLINE void produce_keys(const TensorMap& k_map, const TensorMap& v_map, const Params& p,
+                                 const Jobs& jobs, u32 base, const Barriers& bars) {
+  Ring ring;
+  MarkRing marks;
+  Queue queue;
+  Job job;
+  while (queue.next(p, jobs, job)) {
+    if (job.begin == job.end) continue;
+    const u32 batch = job.group / p.kv_heads, kv_head = job.group % p.kv_heads;
     // A tensor that is broadcast over heads or batch entries has one of them.
     const i32 k_head = p.k_head != 0 ? kv_head : 0, k_batch = p.k_batch != 0 ? batch : 0;
     const i32 v_head = p.v_head != 0 ? kv_head : 0, v_batch = p.v_batch != 0 ? batch : 0;
@@ -66,8 +76,6 @@ KEYFOLD_INLINE void produce(const TensorMap& q_map, const TensorMap& k_map, cons
       }
     }
   }
-  next()->units = 0;
-  barrier_arrive(bars.q_full);
 }
 
 // Lets slots go for warpgroups that have no rows.
@@ -76,13 +84,13 @@ KEYFOLD_INLINE void release(u32 base, const Barriers& bars, const Job* records) 
   MarkRing marks;
   for (u32 i = 0;; ++i) {
     barrier_wait(bars.q_full, i % 2);
-    const Job job = records[i % 2];
+    const Job job = records[i % kRecords];
     if (job.units == 0) return;
     const u32 absent = kWarpgroups - job.units;
     const auto arrive = [&](u32 barrier, u32 times) {
       for (u32 j = 0; j < times; ++j) barrier_arrive(barrier);
     };
-    arrive(bars.q_empty, absent);
+    for (u32 w = job.units; w < kWarpgroups; ++w) barrier_arrive(bars.q_empty + 8 * w);
     if (job.begin == job.end) continue;
     for (Tile tile{job.begin}; tile.is_one(job); ++tile.n) {
       if constexpr (kMasked) {
