@@ -25,8 +25,8 @@ struct Parts {
     end = batches +
           aligned(layout.problem.shape.batch * static_cast<std::int64_t>(sizeof(gpu::Batch)));
   }
-  std::int64_t q = 0, state = 0, partial_o = 0, partial_ml = 0, flags = 0, prepared = 0,
-               cuts = 0, batches = 0, end = 0;
+  std::int64_t q = 0, state = 0, partial_o = 0, partial_ml = 0, flags = 0, prepared = 0, cuts = 0,
+               batches = 0, end = 0;
 };
 
 gpu::Address address_of(const TensorView& tensor) {

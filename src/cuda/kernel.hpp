@@ -41,8 +41,8 @@ struct Jobs {
   std::uint64_t memory = 0;  ///< address of the flags, or of the prepared keys
   std::uint32_t groups = 0, tiles = 0;
   std::uint32_t small = 0,
-                units = 0;     ///< tiles of a group that have fewer rows, and their rows / 64
-  std::uint64_t prepared = 0;  ///< address of what was prepared
+                units = 0;        ///< tiles of a group that have fewer rows, and their rows / 64
+  std::uint64_t prepared = 0;     ///< address of what was prepared
   std::uint32_t prepared_by = 0;  ///< blocks
   std::uint32_t cut = 0;          ///< tiles, the last, that blocks share evenly, by tiles of keys
   std::uint64_t cuts = 0;         ///< address of what they leave at the cuts

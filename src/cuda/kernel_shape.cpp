@@ -76,8 +76,8 @@ std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_
     const std::uint32_t work = 16 * std::bit_ceil(static_cast<std::uint32_t>(num_rows));
     s.partial_len = std::clamp(work, 2048u, 8192u) / s.keys * s.keys;
   }
-  s.weighings = value == 1 ? 3 : 2;
-  s.part_panels = head % 2 == 0 && s.keys == 128 ? 2 : 1;
+  s.weighings = value == 1 ? 4 : 2;
+  s.part_panels = s.keys != 128 ? 1 : head % 2 == 0 ? 2 : head;
   s.part_keys = s.keys;
   while (s.part_keys * value > s.keys * s.part_panels) s.part_keys /= 2;
   const std::uint32_t slot = s.part_panels * s.keys * 128, queries = s.rows() * head * 128;

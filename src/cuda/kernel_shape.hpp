@@ -66,7 +66,8 @@ struct WgmmaShape {
     return (std::int64_t{4} * blocks * warpgroups + 255) / 256 * 256;
   }
   std::int64_t cut_bytes(std::uint32_t blocks) const {
-    return flag_bytes(blocks) + std::int64_t{blocks} * warpgroups * (64 * 256 * value_panels + 4096);
+    return flag_bytes(blocks) +
+           std::int64_t{blocks} * warpgroups * (64 * 256 * value_panels + 4096);
   }
 };
 

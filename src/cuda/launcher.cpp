@@ -36,6 +36,9 @@ Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const Jobs& jobs,
 
 std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk,
                                    const Ends& ends) const {
+  const gpu::Batch alike = gpu::batch_of(layout_, block_, box, 0);
+  // Keys that all rows see, where they see the same.
+  const std::int64_t keys = gpu::batches_alike(layout_.problem) ? alike.limit : 0;
   const gpu::Work work = gpu::work_of(layout_, block_, box, chunk, kMaxGridZ);
   const gpu::Waves cut = gpu::cut_chunk(work);
   const bool partial = !cut.direct;
@@ -43,14 +46,10 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
   const KernelSpec main = shapes_.main(partial, ended);
   const std::optional<KernelSpec> prepare = shapes_.prepare(), other = shapes_.other(ended),
                                   careful = shapes_.careful(ended);
-  const gpu::Batch alike = gpu::batch_of(layout_, block_, box, 0);
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {
     const gpu::Params params = gpu::part_of(chunk, wave);
-    // Keys that all rows see, where they see the same.
-    const std::int64_t keys =
-        gpu::batches_alike(layout_.problem) && memory_.cuts != 0 ? alike.limit : 0;
-    Jobs jobs = shapes_.jobs_of(wave, keys);
+    Jobs jobs = shapes_.jobs_of(wave, memory_.cuts != 0 ? keys : 0);
     jobs.memory = memory_.flags != 0 ? memory_.flags : memory_.prepared;
     jobs.prepared = memory_.prepared;
     if (memory_.prepared != 0) jobs.prepared_by = shapes_.prepare_grid(wave).x;

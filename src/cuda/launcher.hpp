@@ -36,7 +36,7 @@ struct Launch {
 /// What a run has in the device's memory.
 struct RunMemory {
   gpu::Address q = 0, state = 0;
-  gpu::Address partial_o = 0, partial_ml = 0;  ///< 0 where the layout has no partial states
+  gpu::Address partial_o = 0, partial_ml = 0;      ///< 0 where the layout has no partial states
   gpu::Address flags = 0, prepared = 0, cuts = 0;  ///< 0 where the layout has none
 };
 

@@ -74,6 +74,11 @@ class Shapes {
   /// less.
   KernelSpec spec(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes) const;
 
+  /// Gives jobs that are not cut smaller tiles at the end.
+  void shrink_last(Jobs& jobs, std::int64_t num_indices) const;
+  /// Keys up to which jobs are cut.
+  std::int64_t most_cut_keys(std::int64_t groups, std::int64_t tiles) const;
+
   /// With what a kernel of jobs is compiled for besides.
   KernelSpec folding(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes,
                      std::uint32_t keys, bool careful) const;

@@ -90,11 +90,21 @@ KEYFOLD_INLINE u64 flag_of(const Jobs& jobs, const Job& job, u32 warpgroup) {
   return jobs.redo + 4 * (job.number * kWarpgroups + warpgroup);
 }
 
+// Whether a warpgroup has left its part at a cut.
+KEYFOLD_INLINE u64 cut_flag_of(const Jobs& jobs, u32 cut, u32 warpgroup) {
+  return jobs.parts + 4 * (cut * kWarpgroups + warpgroup);
+}
+
+KEYFOLD_INLINE u32 number_of_jobs(const Params& p, const Jobs& jobs) {
+  return jobs.groups * jobs.tiles * (kPartial ? p.num_splits : 1);
+}
 // A job by its number; false where nothing is to be done.
 KEYFOLD_INLINE bool job_at(const Params& p, const Jobs& jobs, u32 at, Job& job) {
   const u32 parts = jobs.groups * (kPartial ? p.num_splits : 1);
-  const u32 tile = kPartial ? at % jobs.tiles : jobs.tiles - 1 - at / parts;
-  const u32 part = kPartial ? at / jobs.tiles : at % parts;
+  u32 tile = jobs.tiles - 1 - at / parts, part = at % parts;
+  // One part after the other: those of a split do so at a time, and where blocks are not in step
+  // their keys have to stay in the cache.
+  if (kPartial || jobs.cut != 0) tile = at % jobs.tiles, part = at / jobs.tiles;
   job.split = part / jobs.groups;
   job.group = p.group + part % jobs.groups;
   job.units = tile < jobs.small ? jobs.units : kWarpgroups;
@@ -146,11 +156,9 @@ KEYFOLD_INLINE bool piece_at(const Params& p, const Jobs& jobs, u32 i, Job& job)
 struct Queue {
   u32 i = 0;
   // False behind the last. Jobs with many keys begin first, and every second round goes the other
-  // way, so that all blocks get about the same work; those of fewer rows come last. Tiles that meet
-  // one split do so at a time.
+  // way, so that all blocks get about the same work; those of fewer rows come last.
   KEYFOLD_INLINE bool next(const Params& p, const Jobs& jobs, Job& job) {
-    const u32 all = jobs.groups * jobs.tiles * (kPartial ? p.num_splits : 1);
-    const u32 whole = kCuts ? all - jobs.cut : all;
+    const u32 whole = number_of_jobs(p, jobs) - (kCuts ? jobs.cut : 0);
     for (; i * gridDim.x < whole; ++i) {
       const u32 within = i % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
       const u32 at = i * gridDim.x + within;
