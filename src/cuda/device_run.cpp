@@ -20,11 +20,12 @@ struct Parts {
     partial_ml = partial_o + aligned(layout.o(partials));
     flags = partial_ml + aligned(layout.ml(partials));
     prepared = flags + aligned(layout.flags(groups, rows));
-    batches = prepared + aligned(layout.prepared(groups, rows));
+    cuts = prepared + aligned(layout.prepared(groups, rows));
+    batches = cuts + aligned(layout.cuts(groups, rows));
     end = batches +
           aligned(layout.problem.shape.batch * static_cast<std::int64_t>(sizeof(gpu::Batch)));
   }
-  std::int64_t q = 0, state = 0, partial_o = 0, partial_ml = 0, flags = 0, prepared = 0,
+  std::int64_t q = 0, state = 0, partial_o = 0, partial_ml = 0, flags = 0, prepared = 0, cuts = 0,
                batches = 0, end = 0;
 };
 
@@ -68,7 +69,12 @@ DeviceRun::DeviceRun(Gpu& gpu, const core::Problem& problem, const core::Block& 
     };
     memory_ = {at(parts.q), at(parts.state), at(parts.partial_o), at(parts.partial_ml),
                at(parts.flags)};
-    if (parts.batches > parts.prepared) memory_.prepared = at(parts.prepared);
+    if (parts.cuts > parts.prepared) memory_.prepared = at(parts.prepared);
+    if (parts.batches > parts.cuts) {
+      memory_.cuts = at(parts.cuts);
+      device_->driver().memset_d8_async(memory_.cuts, static_cast<unsigned char>(0),
+                                        gpu::usize(shapes_.cut_flag_bytes()), stream_->get());
+    }
     batches_ = at(parts.batches);
     launcher_.emplace(*device_, block_, shapes_, layout_, memory_);
   });

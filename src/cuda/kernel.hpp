@@ -41,9 +41,13 @@ struct Jobs {
   std::uint64_t memory = 0;  ///< address of the flags, or of the prepared keys
   std::uint32_t groups = 0, tiles = 0;
   std::uint32_t small = 0,
-                units = 0;     ///< tiles of a group that have fewer rows, and their rows / 64
-  std::uint64_t prepared = 0;  ///< address of what was prepared
-  std::uint32_t prepared_by = 0, unused = 0;  ///< blocks
+                units = 0;        ///< tiles of a group that have fewer rows, and their rows / 64
+  std::uint64_t prepared = 0;     ///< address of what was prepared
+  std::uint32_t prepared_by = 0;  ///< blocks
+  std::uint32_t cut = 0;          ///< tiles, the last, that blocks share evenly, by tiles of keys
+  std::uint64_t cuts = 0;         ///< address of what they leave at the cuts
+  std::uint32_t length = 0;       ///< tiles of keys of each of them
+  std::uint32_t unused = 0;
 };
 
 /// What of kernels/ the build has put into the library. Throws std::out_of_range.

@@ -68,6 +68,7 @@ std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_
   WgmmaShape s;
   // Scores and outputs of three warpgroups have to stay within 160 registers a thread, those of two
   // within 232.
+  s.value_panels = value;
   s.warpgroups = value <= 2 ? 3 : 2;
   s.keys = value == 1 ? 192 : 128;
   if (num_rows <= 1024) {
@@ -75,15 +76,15 @@ std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_
     const std::uint32_t work = 16 * std::bit_ceil(static_cast<std::uint32_t>(num_rows));
     s.partial_len = std::clamp(work, 2048u, 8192u) / s.keys * s.keys;
   }
-  s.weighings = value == 1 ? 3 : 2;
-  s.part_panels = head % 2 == 0 && s.keys == 128 ? 2 : 1;
+  s.weighings = value == 1 ? 4 : 2;
+  s.part_panels = s.keys != 128 ? 1 : head % 2 == 0 ? 2 : head;
   s.part_keys = s.keys;
   while (s.part_keys * value > s.keys * s.part_panels) s.part_keys /= 2;
   const std::uint32_t slot = s.part_panels * s.keys * 128, queries = s.rows() * head * 128;
-  // Marks, barriers, two jobs and what is said of the marks are behind the slots.
-  constexpr std::uint32_t kRecords = 2 * 36, kMostMarks = 4;
+  // Marks, barriers, jobs and what is said of the marks are behind the slots.
+  constexpr std::uint32_t kRecords = 4 * 44, kMostMarks = 4;
   const std::uint32_t marks = s.rows() * s.keys / 8 + 16 + 8;
-  const std::uint32_t room = kShared - queries - 16 - kRecords;
+  const std::uint32_t room = kShared - queries - 16 * s.warpgroups - kRecords;
   s.slots = (room - (masked ? marks : 0)) / (slot + 16);
   if (masked) s.mark_slots = std::min(kMostMarks, (room - s.slots * (slot + 16)) / marks);
   s.shared_bytes = kShared - room + s.slots * (slot + 16) + s.mark_slots * marks;

@@ -58,6 +58,17 @@ struct WgmmaShape {
   /// Length of the splits that are reduced each on its own, so that few rows keep a large device
   /// busy; 0: the kernel folds split after split.
   std::uint32_t partial_len = 0;
+  std::uint32_t value_panels = 0;  ///< of 64 columns
+
+  /// Flags of so many blocks, and what each leaves at a cut: 256 bytes a row and panel, and 32 a
+  /// thread.
+  std::int64_t flag_bytes(std::uint32_t blocks) const {
+    return (std::int64_t{4} * blocks * warpgroups + 255) / 256 * 256;
+  }
+  std::int64_t cut_bytes(std::uint32_t blocks) const {
+    return flag_bytes(blocks) +
+           std::int64_t{blocks} * warpgroups * (64 * 256 * value_panels + 4096);
+  }
 };
 
 /// kernels/mma.cu. A block has `row_warps` x `column_warps` warps of `blocks` of 16 rows. Results

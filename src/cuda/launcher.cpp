@@ -21,7 +21,7 @@ gpu::Params Launcher::describe(const ChunkBox& box, gpu::Address batches) const 
   return p;
 }
 
-Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
+Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const Jobs& jobs,
                            const gpu::Params& params, const Ends& ends) const {
   Launch launch{device_.modules().get(spec), grid,          spec.threads,
                 spec.shared_bytes,           spec.overlaps, {params, {}, 0}};
@@ -29,18 +29,16 @@ Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& w
     launch.maps =
         encode_tensor_maps(device_.driver(), layout_.problem, *spec.tiles, block_, params, ends.q);
   }
-  if (spec.jobs) {
-    launch.jobs = shapes_.jobs_of(wave);
-    launch.jobs->memory = memory_.flags != 0 ? memory_.flags : memory_.prepared;
-    launch.jobs->prepared = memory_.prepared;
-    if (memory_.prepared != 0) launch.jobs->prepared_by = shapes_.prepare_grid(wave).x;
-  }
+  if (spec.jobs) launch.jobs = jobs;
   if (spec.ends) launch.ends = ends;
   return launch;
 }
 
 std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk,
                                    const Ends& ends) const {
+  const gpu::Batch alike = gpu::batch_of(layout_, block_, box, 0);
+  // Keys that all rows see, where they see the same.
+  const std::int64_t keys = gpu::batches_alike(layout_.problem) ? alike.limit : 0;
   const gpu::Work work = gpu::work_of(layout_, block_, box, chunk, kMaxGridZ);
   const gpu::Waves cut = gpu::cut_chunk(work);
   const bool partial = !cut.direct;
@@ -48,17 +46,21 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
   const KernelSpec main = shapes_.main(partial, ended);
   const std::optional<KernelSpec> prepare = shapes_.prepare(), other = shapes_.other(ended),
                                   careful = shapes_.careful(ended);
-  const gpu::Batch alike = gpu::batch_of(layout_, block_, box, 0);
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {
     const gpu::Params params = gpu::part_of(chunk, wave);
-    const Grid grid = shapes_.main_grid(wave, partial);
+    Jobs jobs = shapes_.jobs_of(wave, memory_.cuts != 0 ? keys : 0);
+    jobs.memory = memory_.flags != 0 ? memory_.flags : memory_.prepared;
+    jobs.prepared = memory_.prepared;
+    if (memory_.prepared != 0) jobs.prepared_by = shapes_.prepare_grid(wave).x;
+    jobs.cuts = memory_.cuts;
+    const Grid grid = shapes_.main_grid(wave, jobs, partial);
     // Waves of the same rows follow each other.
     Ends part = ends;
     if (wave.split > 0) part.begins = 0;
     if (wave.split + wave.num_splits < work.splits) part.out = {};
     const auto launch = [&](const KernelSpec& spec, Grid blocks) {
-      launches.push_back(launch_of(spec, blocks, wave, params, part));
+      launches.push_back(launch_of(spec, blocks, jobs, params, part));
       launches.back().arguments.alike = alike;
     };
     if (prepare) launch(*prepare, shapes_.prepare_grid(wave));
@@ -85,7 +87,7 @@ std::vector<Launch> Launcher::plan_merge(gpu::Address other_state, const gpu::Pa
     const std::int64_t first = wave.group * std::int64_t{whole.index_end} + wave.index;
     p.partial_o = other_state + static_cast<gpu::Address>(layout_.o(first));
     p.partial_ml = other_ml + static_cast<gpu::Address>(layout_.ml(first));
-    launches.push_back(launch_of(merge, shapes_.merge_grid(wave), wave, p, {}));
+    launches.push_back(launch_of(merge, shapes_.merge_grid(wave), {}, p, {}));
   }
   return launches;
 }

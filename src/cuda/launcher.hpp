@@ -36,8 +36,8 @@ struct Launch {
 /// What a run has in the device's memory.
 struct RunMemory {
   gpu::Address q = 0, state = 0;
-  gpu::Address partial_o = 0, partial_ml = 0;  ///< 0 where the layout has no partial states
-  gpu::Address flags = 0, prepared = 0;        ///< 0 where the layout has none
+  gpu::Address partial_o = 0, partial_ml = 0;      ///< 0 where the layout has no partial states
+  gpu::Address flags = 0, prepared = 0, cuts = 0;  ///< 0 where the layout has none
 };
 
 /// Of one block of rows. All that it refers to outlives it.
@@ -57,8 +57,8 @@ class Launcher {
   void run(CUstream stream, const std::vector<Launch>& launches) const;
 
  private:
-  Launch launch_of(const KernelSpec& spec, Grid grid, const gpu::Wave& wave,
-                   const gpu::Params& params, const Ends& ends) const;
+  Launch launch_of(const KernelSpec& spec, Grid grid, const Jobs& jobs, const gpu::Params& params,
+                   const Ends& ends) const;
 
   Device& device_;
   const core::Block& block_;

@@ -37,6 +37,7 @@ CudaRun::OnDevice::OnDevice(std::shared_ptr<Device> made, const gpu::Layout& lay
   if (const std::int64_t bytes = layout.prepared(groups, rows)) {
     prepared = {device, Use::kDevice, bytes};
   }
+  if (const std::int64_t bytes = layout.cuts(groups, rows)) cuts = {device, Use::kDevice, bytes};
   transfer = {device, Use::kPinned, 2 * layout.piece(states)};
   const std::int64_t batch_bytes =
       layout.problem.shape.batch * static_cast<std::int64_t>(sizeof(gpu::Batch));
@@ -58,6 +59,7 @@ RunMemory CudaRun::OnDevice::memory() const {
   }
   if (flags) memory.flags = flags->address;
   if (prepared) memory.prepared = prepared->address;
+  if (cuts) memory.cuts = cuts->address;
   return memory;
 }
 
@@ -93,6 +95,10 @@ void CudaRun::begin_state() {
     driver.memcpy_htod_async(on_->q->address, static_cast<const void*>(on_->start->host), usize(q),
                              stream);
     driver.memset_d8_async(on_->state->address, static_cast<unsigned char>(0), usize(o), stream);
+    if (on_->cuts) {
+      driver.memset_d8_async(on_->cuts->address, static_cast<unsigned char>(0),
+                             usize(shapes_.cut_flag_bytes()), stream);
+    }
     driver.memcpy_htod_async(on_->state->address + usize(o),
                              static_cast<const void*>(on_->start->host + q), usize(ml), stream);
     if (sinks > 0) {

@@ -36,7 +36,7 @@ class CudaRun : public core::Run {
 
     std::shared_ptr<Device> device;
     BufferLease start;  // q, ml, sinks, as the run begins
-    BufferLease q, state, partial_o, partial_ml, flags, prepared, sinks;
+    BufferLease q, state, partial_o, partial_ml, flags, prepared, cuts, sinks;
     BufferLease transfer;  // a piece of the state on its way to the host
     Keys keys;
     struct Frame {

@@ -72,6 +72,10 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
                .decode = partial,
                .folds = !partial,
                .flag_rows = 64};
+    if (!partial && !problem.mask && problem.rows_alike()) {
+      tiling_.cut_bytes = wgmma_->cut_bytes(device_blocks_);
+      tiling_.uncut_tiles = device_blocks_;
+    }
     if (problem.mask) {
       const Dims& strides = problem.mask->strides;
       const std::int64_t heads = strides[1] != 0 ? problem.group_size() : 1;
@@ -260,21 +264,34 @@ KernelSpec Shapes::main(bool partial, bool ended) const {
   return kernel;
 }
 
-Jobs Shapes::jobs_of(const gpu::Wave& wave) const {
+Jobs Shapes::jobs_of(const gpu::Wave& wave, std::int64_t keys) const {
   const std::uint32_t groups = u32(wave.num_groups), blocks = device_blocks_;
   Jobs jobs{.groups = groups, .tiles = u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows))};
   if (!wgmma_ || !tiling_.folds || !problem_.rows_alike()) return jobs;
-  // Rows that all take the same time, in warpgroups' shares: rounds of full tiles, then some of
-  // tiles of one share less, which take about 3/4 of the time. A row's bits know nothing of its
-  // tile.
+  const std::uint32_t all = groups * jobs.tiles, rest = all % blocks;
+  if (keys > 0 && rest != 0 && all > blocks && keys <= most_cut_keys(groups, jobs.tiles)) {
+    // What a last round would leave, and a round more, or two, so that no block waits at a cut.
+    const std::uint32_t rounds = 4 * rest < blocks ? 2 : 1;
+    jobs.cut = rest + std::min(rounds, all / blocks) * blocks;
+    jobs.length = u32(gpu::ceil_div(keys, wgmma_->keys));
+    return jobs;
+  }
+  shrink_last(jobs, wave.num_indices);
+  return jobs;
+}
+
+// Rows that all take the same time, in warpgroups' shares: rounds of full tiles, then some of tiles
+// of one share less, which take about 3/4 of the time. A row's bits know nothing of its tile.
+void Shapes::shrink_last(Jobs& jobs, std::int64_t num_indices) const {
   constexpr double kLessTime = 0.77;
+  const std::uint32_t groups = jobs.groups, blocks = device_blocks_;
   const std::uint32_t most = wgmma_->warpgroups, less = most - 1;
-  if (most < 3) return jobs;
-  const std::uint32_t shares = u32(gpu::ceil_div(wave.num_indices, 64));
   const auto rounds_of = [&](std::int64_t tiles) {
     return static_cast<double>(gpu::ceil_div(groups * tiles, blocks));
   };
+  if (most < 3) return;
   double best = rounds_of(jobs.tiles);
+  const std::uint32_t shares = u32(gpu::ceil_div(num_indices, 64));
   for (std::uint32_t rounds = 1; rounds <= 2; ++rounds) {
     const std::uint32_t small = std::min(rounds * blocks / groups, shares / less);
     const std::uint32_t large = u32(gpu::ceil_div(shares - small * less, most));
@@ -285,14 +302,25 @@ Jobs Shapes::jobs_of(const gpu::Wave& wave) const {
     jobs.small = small;
     jobs.units = less;
   }
-  return jobs;
 }
 
-Grid Shapes::main_grid(const gpu::Wave& wave, bool partial) const {
+// Blocks that share tiles are not in step. Tiles of two warpgroups' rows ask for so many keys that
+// those of the groups at work then have to stay in the cache.
+std::int64_t Shapes::most_cut_keys(std::int64_t groups, std::int64_t tiles) const {
+  constexpr std::int64_t kCached = 52 << 20;
+  if (tiling_.cut_bytes == 0) return 0;
+  if (wgmma_->warpgroups == 3) return problem_.shape.kv_len;
+  const std::int64_t busy = std::min(groups, gpu::ceil_div(device_blocks_, tiles) + 1);
+  const DType dtype = problem_.shape.dtype;
+  return kCached / (busy * size_of(dtype) *
+                    (gpu::padded_dim(dtype, problem_.shape.head_dim) +
+                     gpu::padded_dim(dtype, problem_.shape.value_dim)));
+}
+
+Grid Shapes::main_grid(const gpu::Wave& wave, const Jobs& jobs, bool partial) const {
   if (wgmma_ || wgmma3_ || mma_ || decode_mma_) {
     const std::int64_t parts = partial ? wave.num_splits * tiling_.units : 1;
-    const std::int64_t jobs = wave.num_groups * jobs_of(wave).tiles * parts;
-    return {.x = u32(std::min<std::int64_t>(device_blocks_, jobs))};
+    return {.x = u32(std::min<std::int64_t>(device_blocks_, wave.num_groups * jobs.tiles * parts))};
   }
   return {u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows)),
           partial ? u32(wave.num_splits) : 1, u32(wave.num_groups)};

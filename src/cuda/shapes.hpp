@@ -41,9 +41,11 @@ class Shapes {
   /// results, and states begin empty.
   KernelSpec main(bool partial, bool ended = false) const;
   /// Its blocks for a wave.
-  Grid main_grid(const gpu::Wave& wave, bool partial) const;
-  /// Its jobs, but for the memory.
-  Jobs jobs_of(const gpu::Wave& wave) const;
+  Grid main_grid(const gpu::Wave& wave, const Jobs& jobs, bool partial) const;
+  /// Its jobs, but for the memory. `keys`: that all rows see, where tiles may be cut there.
+  Jobs jobs_of(const gpu::Wave& wave, std::int64_t keys = 0) const;
+  /// Bytes at the begin of Jobs::cuts that have to be 0 before the first of its launches.
+  std::int64_t cut_flag_bytes() const { return wgmma_ ? wgmma_->flag_bytes(device_blocks_) : 0; }
   /// What has to run in front of main(), and its blocks for a wave: see kernels/pairs.cu and
   /// mask_bits.cu.
   std::optional<KernelSpec> prepare() const;
@@ -71,6 +73,11 @@ class Shapes {
   /// With what every kernel is compiled for; a merge, which knows neither masks nor scores, for
   /// less.
   KernelSpec spec(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes) const;
+
+  /// Gives jobs that are not cut smaller tiles at the end.
+  void shrink_last(Jobs& jobs, std::int64_t num_indices) const;
+  /// Keys up to which jobs are cut.
+  std::int64_t most_cut_keys(std::int64_t groups, std::int64_t tiles) const;
 
   /// With what a kernel of jobs is compiled for besides.
   KernelSpec folding(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes,

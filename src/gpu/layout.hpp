@@ -25,6 +25,9 @@ struct Tiling {
   bool folds = false;      ///< it goes on from the state, split after split: never partial states
   std::int64_t units = 1;  ///< parts of a split with partial states of their own
   std::int64_t flag_rows = 0;  ///< row indices that share a flag of the kernel's; 0 without flags
+  /// Tiles that are cut along the keys: bytes that they leave at the cuts, where there are more
+  /// tiles than this.
+  std::int64_t cut_bytes = 0, uncut_tiles = 0;
   /// What is prepared of a split first: bytes of a group's, and of each row besides; 0 where
   /// nothing is. `shared`: all groups use the same.
   std::int64_t split_bytes = 0, split_row_bytes = 0;
@@ -70,6 +73,10 @@ struct Layout {
                                    ? groups * ceil_div(indices, tiling.flag_rows)
                                    : std::max(kDecodeTiles, 2 * ceil_div(partial_rows(rows), tile));
     return 4 * tiles * (tile / tiling.flag_rows);
+  }
+  std::int64_t cuts(std::int64_t groups, std::int64_t rows) const {
+    const std::int64_t tiles = groups * ceil_div(rows * problem.group_size(), tiling.tile_rows);
+    return tiles > tiling.uncut_tiles ? tiling.cut_bytes : 0;
   }
   std::int64_t prepared_bytes(std::int64_t rows) const {
     return tiling.split_bytes + rows * tiling.split_row_bytes;
@@ -140,7 +147,8 @@ struct Layout {
     const std::int64_t n = states(groups, rows), p = partial_rows(rows);
     const std::int64_t copies = shared_memory ? 1 : 2;  // on the host's side and on the device's
     return copies * (q(n) + kFrames * (window(groups, rows) + mask(groups, rows))) + o(n) +
-           2 * ml(n) + o(p) + ml(p) + 2 * piece(n) + flags(groups, rows) + prepared(groups, rows);
+           2 * ml(n) + o(p) + ml(p) + 2 * piece(n) + flags(groups, rows) + prepared(groups, rows) +
+           cuts(groups, rows);
   }
 };
 

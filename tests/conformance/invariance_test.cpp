@@ -1,5 +1,6 @@
 // The promises I1 to I5, bit by bit: chunks, budgets, row blocks, threads, batch, runs, decode.
 #include <algorithm>
+#include <limits>
 #include <thread>
 
 #include "support/backends.hpp"
@@ -177,6 +178,28 @@ TEST_P(Invariance, I3EveryPositionInABatch) {
     for (std::int64_t b = 1; b < 4; ++b) {
       for (Tensor* t : {&inputs.q, &inputs.k, &inputs.v}) copy(*t, b);
       EXPECT_TRUE(part(run(inputs.call()), b, 0, q_len) == alone) << "position " << b;
+    }
+  }
+}
+
+TEST_P(Invariance, I3AmongMoreRowsThanADeviceHolds) {
+  // Which it may share out in other ways than those of one entry: by parts of the keys, too.
+  Rng rng("many rows");
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+    Inputs inputs({.dtype = dtype,
+                   .batch = 24,
+                   .num_heads = 1,
+                   .num_kv_heads = 1,
+                   .q_len = 1100,
+                   .kv_len = by_scale(500, 700, 1500),
+                   .head_dim = by_scale(16, 64, 64)},
+                  rng);
+    inputs.v.set({3, 0, 100, 5}, std::numeric_limits<float>::infinity());
+    const Call call = inputs.call();
+    const Outputs whole = run(call);
+    for (const std::int64_t b : {0, 3, 11, 23}) {
+      EXPECT_TRUE(run(call.batch_entry(b)).bytes() == part(whole, b, 0, call.q.sizes[2]))
+          << "entry " << b;
     }
   }
 }

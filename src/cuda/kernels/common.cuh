@@ -32,6 +32,12 @@ KEYFOLD_INLINE void await_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
+// The blocks of such a launch may take their places from now on.
+KEYFOLD_INLINE void launch_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 KEYFOLD_INLINE i32 clamped(i32 x, i32 least, i32 most) { return smaller(larger(x, least), most); }
 
 // Device memory that no kernel of the launch writes.

@@ -9,6 +9,12 @@ struct alignas(64) TensorMap {
   char bytes[128];
 };
 
+// As threadIdx.x, but read where it stands.
+KEYFOLD_INLINE u32 thread_index() {
+  u32 index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
 KEYFOLD_INLINE u32 shared_address(const void* p) {
   return static_cast<u32>(__cvta_generic_to_shared(p));
 }

@@ -290,6 +290,45 @@ KEYFOLD_INLINE void store_results(const Rows& c, const Params& p, const Ends& en
   }
 }
 
+// --- Cuts ---------------------------------------------------------------------------------------
+
+// A warpgroup's part of what is left at a cut: its registers as they are, so that no bit changes.
+// Who goes on finds it there when its rows of q are: see hand_out().
+constexpr u32 kPartWords = kValueWidth / 8 + 2;  // of 16 bytes, each thread's
+KEYFOLD_INLINE u64 part_at(const Jobs& jobs, u32 cut, u32 warpgroup, u32 thread) {
+  const u32 flags = (4 * gridDim.x * kWarpgroups + 255) / 256 * 256;
+  return jobs.parts + flags + u64(cut * kWarpgroups + warpgroup) * kPartWords * 2048 + 16 * thread;
+}
+KEYFOLD_INLINE void leave(const Rows& c, const Jobs& jobs, u32 cut) {
+  const u32 thread = thread_index() % 128, warpgroup = thread_index() / 128 - 1;
+  const u64 to = part_at(jobs, cut, warpgroup, thread);
+#pragma unroll
+  for (u32 i = 0; i < kValueWidth / 8; ++i) {
+    write(to + 2048 * i, float4{c.o[4 * i], c.o[4 * i + 1], c.o[4 * i + 2], c.o[4 * i + 3]});
+  }
+  write(to + 2048 * (kPartWords - 2), float4{c.m[0], c.m[1], c.l[0], c.l[1]});
+  write(to + 2048 * (kPartWords - 1), float4{c.t[0], c.t[1], 0.0f, 0.0f});
+  named_sync(4 + warpgroup, 128);
+  if (thread == 0) {
+    asm volatile("fence.acq_rel.gpu;\nst.release.gpu.global.u32 [%0], 1;" ::"l"(
+                     cut_flag_of(jobs, cut, warpgroup))
+                 : "memory");
+  }
+}
+KEYFOLD_INLINE void resume(Rows& c, const Jobs& jobs, u32 cut) {
+  const u32 thread = thread_index() % 128, warpgroup = thread_index() / 128 - 1;
+  const u64 from = part_at(jobs, cut, warpgroup, thread);
+#pragma unroll
+  for (u32 i = 0; i < kValueWidth / 8; ++i) {
+    const float4 x = read_float4(from + 2048 * i);
+    c.o[4 * i] = x.x, c.o[4 * i + 1] = x.y, c.o[4 * i + 2] = x.z, c.o[4 * i + 3] = x.w;
+  }
+  const float4 ml = read_float4(from + 2048 * (kPartWords - 2));
+  const float4 t = read_float4(from + 2048 * (kPartWords - 1));
+  c.m[0] = ml.x, c.m[1] = ml.y, c.l[0] = ml.z, c.l[1] = ml.w;
+  c.t[0] = t.x, c.t[1] = t.y;
+}
+
 // Whether one of the warpgroup's outputs is not finite.
 KEYFOLD_INLINE bool any_odd(const Rows& c, u32 warpgroup) {
   bool finite = true;
@@ -313,12 +352,25 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   const u32 base = shared_address(shared);
   const Barriers bars = barriers_at(base + kBarriersAt);
   Job* const records = reinterpret_cast<Job*>(shared + kRecordsAt);
-  if (kCareful) await_previous();
+  if (kCareful) {
+    // Most often nothing is left, which all threads see sooner than one.
+    await_previous();
+    bool left = false;
+    for (u32 at = threadIdx.x; at < number_of_jobs(p, jobs); at += kThreads) {
+      Job job;
+      left = left || job_at(p, jobs, at, job);
+    }
+    if (!__syncthreads_or(left)) return;
+  } else {
+    launch_next();
+  }
   if (!kCareful && kMaskType > 1 && has_values(jobs) != kMaskValues) return;
   const bool releases = !kCareful && jobs.small != 0;
   if (threadIdx.x == 0) {
-    barrier_init(bars.q_full, 1);
-    barrier_init(bars.q_empty, kWarpgroups);
+    for (u32 w = 0; w < 8 * kWarpgroups; w += 8) {
+      barrier_init(bars.q_full + w, 1);
+      barrier_init(bars.q_empty + w, 1);
+    }
     for (u32 i = 0; i < 8 * kSlots; i += 8) {
       barrier_init(bars.full + i, 1);
       barrier_init(bars.empty + i, kWarpgroups);
@@ -334,11 +386,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
 
+  // The same for all threads of a warp, and known to be.
+  const u32 role = __shfl_sync(~0u, threadIdx.x / 128, 0);
   // All registers: 40 and 2 x 232, or 32 and 3 x 160, of 128 threads each.
-  if (threadIdx.x < 128) {
+  if (role == 0) {
     give_registers<kWarpgroups == 3 ? 32 : 40>();
-    if (threadIdx.x == 0) produce(q_map, k_map, v_map, p, jobs, ends, base, bars, records);
+    const auto copy = [&](bool queries, bool keys) {
+      produce(queries, keys, q_map, k_map, v_map, p, jobs, ends, base, bars, records);
+    };
+    // Each in a warp of its own.
+    if (threadIdx.x == 0) copy(kMasked, true);
     if (threadIdx.x == 32 && releases) release(base, bars, records);
+    if (threadIdx.x == 64 && !kMasked) copy(true, false);
     constexpr u32 kFirst = 128 - 32 * kMarkWarps;
     if (kMasked && threadIdx.x >= kFirst) {
       mark(p, jobs, records, base, bars, (threadIdx.x - kFirst) / 32, threadIdx.x % 32);
@@ -346,7 +405,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
   take_registers<kWarpgroups == 3 ? 160 : 232>();
-  const u32 consumer = threadIdx.x - 128, warpgroup = consumer / 128, lane = consumer % 32;
+  const u32 consumer = threadIdx.x - 128, warpgroup = role - 1, lane = consumer % 32;
   const u32 row = consumer / 32 * 16 + lane / 4;  // of the tile; and row + 8
   const u32 q = base + warpgroup * kHeadPanels * kQueryPanel;
   const bool leader = consumer % 128 == 0;
@@ -355,11 +414,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   MarkRing marks;
   Rows c;
   for (u32 i = 0;; ++i) {
-    barrier_wait(bars.q_full, i % 2);
-    const Job& job = records[i % 2];
+    barrier_wait(bars.q_full + 8 * warpgroup, i % 2);
+    const Job& job = records[i % kRecords];
     // Jobs of fewer rows come last. A careful kernel's warpgroups need each other.
     if (kCareful ? job.units == 0 : warpgroup >= job.units) break;
-    // All are done with the job before, which is overwritten once this one's q is let go.
+    // All of the warpgroup are done with the job before.
     named_sync(4 + warpgroup, 128);
     const bool blind = job.begin == job.end;
     u64 state[2];
@@ -377,7 +436,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         if (inside[r] && lane % 4 == 0) write(ml_of(p, state[r]), float2{hidden(), -1.0f});
       }
     }
-    if (blind && leader) barrier_arrive(bars.q_empty);
+    if (blind && leader) barrier_arrive(bars.q_empty + 8 * warpgroup);
     if (kPartial && blind) continue;
 
     u32 odds[kCareful ? kValueWidth / 16 : 1] = {};  // four bits an element: those of the passes
@@ -399,6 +458,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       };
 
       load_state(c, p, state, pass, lane);
+      if (kCuts && job.from != 0) resume(c, jobs, job.from - 1);
       [[maybe_unused]] i32 split = job.begin / kSplitTiles;  // of the tile before
       for (Tile tile{job.begin}; (!kMasked || !blind) && tile.is_one(job); ++tile.n) {
         const auto let_marks_go = [&] {
@@ -422,7 +482,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         products_wait<0>();
         hold(c.s);
         give(keys, kKeyParts);
-        if (!kMasked && pass == 0 && n + 1 == job.end && leader) barrier_arrive(bars.q_empty);
+        if (!kMasked && pass == 0 && n + 1 == job.end && leader)
+          barrier_arrive(bars.q_empty + 8 * warpgroup);
 
         finish_scores(c, p, job, row, n, lane);
         if (kMasked && !kMaskValues && !tile.full) hide_unseen(c.s, marks, base, row, lane);
@@ -454,9 +515,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         hold(c.o);
         give(values, kValueParts);
       }
-      if (kMasked || job.end % kSplitTiles != 0) close_split(c);
+      if (kMasked || (job.end % kSplitTiles != 0 && job.to == 0)) close_split(c);
       // Only behind the last tile it is known that there is none.
-      if (kMasked && !blind && pass == 0 && leader) barrier_arrive(bars.q_empty);
+      if (kMasked && !blind && pass == 0 && leader) barrier_arrive(bars.q_empty + 8 * warpgroup);
 
       if (kCareful && pass != 0) {
 #pragma unroll
@@ -466,6 +527,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       }
     }
 
+    if (kCuts && job.to != 0) {
+      leave(c, jobs, job.to - 1);
+      continue;
+    }
     bool write = true;
     if constexpr (kCareful) {
 #pragma unroll

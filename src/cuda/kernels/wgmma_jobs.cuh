@@ -25,14 +25,17 @@ constexpr u32 kQueryPanel = 64 * 128, kKeyPanel = kKeys * 128, kValuePanel = kPa
 constexpr u32 kKeyBytes = kPartPanels * kKeyPanel, kValueBytes = kValuePanels * kValuePanel;
 constexpr u32 kSlotBytes = larger(kKeyBytes, kValueBytes);
 constexpr u32 kMarkRow = kKeys / 8, kMarkBytes = kRows * kMarkRow;
-// Shared memory: q, slots, marks, barriers, two jobs, what is said of the marks.
+// Shared memory: q, slots, marks, barriers, jobs, what is said of the marks.
 constexpr u32 kSlotsAt = kWarpgroups * kHeadPanels * kQueryPanel;
 constexpr u32 kMarksAt = kSlotsAt + kSlots * kSlotBytes;
 constexpr u32 kBarriersAt = kMarksAt + kMarkSlots * kMarkBytes;
-constexpr u32 kRecordsAt = kBarriersAt + 16 * (kSlots + kMarkSlots + 1);
+constexpr u32 kRecordsAt = kBarriersAt + 16 * (kSlots + kMarkSlots + kWarpgroups);
+constexpr u32 kRecords = 4;  // jobs: one is begun while another ends, and two are between
 // Scores become weights in steps: products of one with V run beside exponentials of the next.
 constexpr u32 kWeighings = KEYFOLD_WEIGHINGS, kSteps = kKeys / 16 / kWeighings;
 constexpr i32 kPasses = kCareful ? 4 : 1;
+// Whether jobs can be cut along the keys: where all have the same.
+constexpr bool kCuts = !kCareful && !kPartial && kMaskType == 0;
 
 // Weights are taken times 2^kWeightBits: float16 holds those down to 2^-39.
 constexpr float kWeightBits = kDType == 2 ? 0.0f : 15.0f;
@@ -47,14 +50,17 @@ struct Jobs {
   u32 units;   // as many warpgroups' rows; the others have rows of all
   u64 bits;    // of the mask: see mask_bits.cuh
   u32 blocks;  // that have made them
+  u32 cut;     // jobs, the last, that blocks share evenly, by tiles of keys
+  u64 parts;   // states at the cuts
+  u32 length;  // tiles of keys of each of them
 };
 
-struct Barriers {  // full and empty: one a slot
+struct Barriers {  // one a warpgroup, and one a slot
   u32 q_full, q_empty, full, empty, marks_full, marks_empty;
 };
 KEYFOLD_INLINE Barriers barriers_at(u32 at) {
-  const u32 full = at + 16, marks = full + 16 * kSlots;
-  return {at, at + 8, full, full + 8 * kSlots, marks, marks + 8 * kMarkSlots};
+  const u32 full = at + 16 * kWarpgroups, marks = full + 16 * kSlots;
+  return {at, at + 8 * kWarpgroups, full, full + 8 * kSlots, marks, marks + 8 * kMarkSlots};
 }
 // A place in a ring of slots.
 template <u32 kCount>
@@ -75,24 +81,30 @@ struct Job {
   u32 split;         // of the wave
   u32 units;         // warpgroups that have rows; 0: there is no more to do
   u32 number;        // of its flags
+  u32 from, to;      // cuts where it goes on and where it is left, by their numbers + 1; 0: none
   i32 begin, end;    // tiles of keys; none: its rows see nothing
   Range full;        // keys that all its rows see, but for masks
 };
-constexpr u32 kSaidAt = kRecordsAt + 2 * sizeof(Job);
+constexpr u32 kSaidAt = kRecordsAt + kRecords * sizeof(Job);
 KEYFOLD_INLINE u64 flag_of(const Jobs& jobs, const Job& job, u32 warpgroup) {
   return jobs.redo + 4 * (job.number * kWarpgroups + warpgroup);
 }
 
-// Whether there is something to do in the i-th round; `more`: in that or a later one. Jobs with
-// many keys begin first, and every second round goes the other way, so that all blocks get about
-// the same work; those of fewer rows come last. Tiles that meet one split do so at a time.
-KEYFOLD_INLINE bool find_job(const Params& p, const Jobs& jobs, u32 i, Job& job, bool& more) {
-  const u32 within = i % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-  const u32 at = i * gridDim.x + within, parts = jobs.groups * (kPartial ? p.num_splits : 1);
-  more = i * gridDim.x < parts * jobs.tiles;
-  if (at >= parts * jobs.tiles) return false;
-  const u32 tile = kPartial ? at % jobs.tiles : jobs.tiles - 1 - at / parts;
-  const u32 part = kPartial ? at / jobs.tiles : at % parts;
+// Whether a warpgroup has left its part at a cut.
+KEYFOLD_INLINE u64 cut_flag_of(const Jobs& jobs, u32 cut, u32 warpgroup) {
+  return jobs.parts + 4 * (cut * kWarpgroups + warpgroup);
+}
+
+KEYFOLD_INLINE u32 number_of_jobs(const Params& p, const Jobs& jobs) {
+  return jobs.groups * jobs.tiles * (kPartial ? p.num_splits : 1);
+}
+// A job by its number; false where nothing is to be done.
+KEYFOLD_INLINE bool job_at(const Params& p, const Jobs& jobs, u32 at, Job& job) {
+  const u32 parts = jobs.groups * (kPartial ? p.num_splits : 1);
+  u32 tile = jobs.tiles - 1 - at / parts, part = at % parts;
+  // One part after the other: those of a split do so at a time, and where blocks are not in step
+  // their keys have to stay in the cache.
+  if (kPartial || jobs.cut != 0) tile = at % jobs.tiles, part = at / jobs.tiles;
   job.split = part / jobs.groups;
   job.group = p.group + part % jobs.groups;
   job.units = tile < jobs.small ? jobs.units : kWarpgroups;
@@ -101,6 +113,7 @@ KEYFOLD_INLINE bool find_job(const Params& p, const Jobs& jobs, u32 i, Job& job,
                          : jobs.small * jobs.units + (tile - jobs.small) * kWarpgroups;
   job.first = p.index_begin + 64 * before;
   job.number = at;
+  job.from = job.to = 0;
   const Batch seen = load_batch(p, job.group / p.kv_heads);
   const u32 last = smaller(job.first + 64 * job.units, p.index_end) - 1;
   Range early = visible(seen, job.first / p.heads), late = visible(seen, last / p.heads);
@@ -121,3 +134,36 @@ KEYFOLD_INLINE bool find_job(const Params& p, const Jobs& jobs, u32 i, Job& job,
   for (u32 w = 0; w < job.units; ++w) any |= read_word(flag_of(jobs, job, w));
   return any != 0;
 }
+
+// The jobs that are cut stand in a line, from which each block takes the same number of tiles of
+// keys, with a cut at either end. It begins with its last job, whose end another block will go on
+// to when it comes to its own first one, at last: by then this block has been there, since a job is
+// never longer than a block's share of the line. (McNaughton, 1959.)
+KEYFOLD_INLINE bool piece_at(const Params& p, const Jobs& jobs, u32 i, Job& job) {
+  const u64 line = u64(jobs.cut) * jobs.length;
+  const u64 begin = line * blockIdx.x / gridDim.x, end = line * (blockIdx.x + 1) / gridDim.x;
+  const u32 first = u32(begin / jobs.length), last = u32((end - 1) / jobs.length);
+  if (first + i > last) return false;
+  const u32 place = last - i;
+  const u64 at = u64(place) * jobs.length;
+  job_at(p, jobs, jobs.groups * jobs.tiles - jobs.cut + place, job);
+  if (at < begin) job.from = blockIdx.x, job.begin = i32(begin - at);
+  if (at + jobs.length > end) job.to = blockIdx.x + 1, job.end = i32(end - at);
+  return true;
+}
+
+// Jobs in the order of a block.
+struct Queue {
+  u32 i = 0;
+  // False behind the last. Jobs with many keys begin first, and every second round goes the other
+  // way, so that all blocks get about the same work; those of fewer rows come last.
+  KEYFOLD_INLINE bool next(const Params& p, const Jobs& jobs, Job& job) {
+    const u32 whole = number_of_jobs(p, jobs) - (kCuts ? jobs.cut : 0);
+    for (; i * gridDim.x < whole; ++i) {
+      const u32 within = i % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+      const u32 at = i * gridDim.x + within;
+      if (at < whole && job_at(p, jobs, at, job)) return ++i, true;
+    }
+    return kCuts && jobs.cut != 0 && piece_at(p, jobs, i++ - whole / gridDim.x, job);
+  }
+};

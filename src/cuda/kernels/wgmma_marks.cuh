@@ -76,7 +76,7 @@ KEYFOLD_INLINE void mark(const Params& p, const Jobs& jobs, const Job* records, 
   u32 turn = 0;
   for (u32 i = 0;; ++i) {
     barrier_wait(bars.q_full, i % 2);
-    const Job& job = records[i % 2];
+    const Job& job = records[i % kRecords];
     if (job.units == 0) return;
     if (job.begin == job.end) continue;
     // Rows that are none are as the last.
