@@ -36,6 +36,7 @@ void call(const std::string& backend, const Kind& kind, const std::stop_token& s
   const RandomTensor q = tensor(kind.heads, kind.q_len), k = tensor(1, shape.kv_len);
   const RandomTensor out = tensor(kind.heads, kind.q_len);
   scaled_dot_product_attention(q.view(), k.view(), k.view(), out.view(), options);
+  keyfold::warm(shape, options);  // what tensors on the device need besides
 }
 
 }  // namespace

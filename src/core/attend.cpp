@@ -193,4 +193,9 @@ Plan plan(const AttentionShape& shape, const AttentionOptions& options) {
   });
 }
 
+void warm(const AttentionShape& shape, const AttentionOptions& options) {
+  core::guard_memory(
+      [&] { core::Session(core::make_problem(shape, nullptr, options), options.run).warm(); });
+}
+
 }  // namespace keyfold

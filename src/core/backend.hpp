@@ -128,6 +128,8 @@ class Backend {
                                       [[maybe_unused]] bool keys_on_device) const {
     return kUnknownLength;
   }
+  /// Makes what runs of the problem need beside memory, wherever its tensors are.
+  virtual void warm([[maybe_unused]] const Problem& problem) {}
   /// Memory on the device for keys and values. Throws RunError: unsupported, or out of memory.
   virtual std::shared_ptr<DeviceMemory> allocate([[maybe_unused]] std::int64_t bytes) {
     throw RunError(ErrorCode::kUnsupported, "backend '" + device().backend +

@@ -33,6 +33,8 @@ class Session {
   std::vector<Block> blocks(std::int64_t max_scratch_bytes) const;
   /// Scratch bytes of the largest of `blocks`.
   std::int64_t scratch_bytes(const std::vector<Block>& blocks) const;
+  /// Makes what begin() would need beside memory.
+  void warm() { backend_->warm(problem_); }
   /// A run in the empty state. Throws RunError(kOutOfMemory) when its scratch cannot be had.
   std::unique_ptr<Run> begin(const Block& block);
   /// Forgets what was done, for other blocks.

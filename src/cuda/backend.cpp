@@ -123,6 +123,17 @@ class CudaBackend : public core::Backend {
                                     block.row_end - block.row_begin);
   }
 
+  void warm(const core::Problem& problem) override {
+    guard_begin(gpu_, [&](const std::shared_ptr<Device>& device) {
+      for (const KernelSpec& spec : Shapes(problem, gpu_.traits()).all()) {
+        device->modules().get(spec);
+      }
+      for (const KernelSpec& spec : TensorKernels::specs(problem.shape.dtype)) {
+        device->modules().get(spec);
+      }
+    });
+  }
+
   std::shared_ptr<core::DeviceMemory> allocate(std::int64_t bytes) override {
     if (!gpu_.missing().empty()) {
       throw RunError(ErrorCode::kUnsupported, "backend '" + name_ + "': " + gpu_.missing());

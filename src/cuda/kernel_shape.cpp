@@ -136,12 +136,13 @@ std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
 std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int64_t num_indices,
                                                std::uint32_t max_shared_bytes) {
   constexpr std::uint32_t kOfBlock = 1 << 10;  // that the system takes
+  constexpr std::uint32_t kRingKeys = 64;      // more under way make memory slower
   if (query.dtype == DType::kFloat32) return std::nullopt;
   const std::uint32_t head = gpu::padded_dim(query.dtype, query.head_dim);
   const std::uint32_t value = gpu::padded_dim(query.dtype, query.value_dim);
   const auto up = [](std::uint32_t x, std::uint32_t to) { return ceil_div(x, to) * to; };
   DecodeMmaShape s;
-  s.step = std::max(head, value) <= 64 ? 32 : 16;
+  s.step = std::max(head, value) <= 80 ? 32 : 16;
   s.column_team = value <= 256 ? 1 : 4;
   s.streams = value <= 256 ? 4 : 2;
   // As decode_mma.cu lays it out.
@@ -159,14 +160,15 @@ std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int
     s.tile_rows = up(static_cast<std::uint32_t>(std::min<std::int64_t>(num_indices, s.rows())), 8);
     const std::uint32_t fixed =
         2 * up(s.rows() * head_pitch, 128) + s.streams * 8 * s.row_team * (value_width + 8) * 4 +
-        s.levels * s.tile_rows * (4 * value + 16) + s.streams * s.rows() * 8 +
-        ceil_div(width, 32) * s.threads() * 4 + 16;
+        s.levels * s.tile_rows * (4 * value + 8) +
+        (s.tile_rows > 8 ? (s.streams - 1 + s.levels) * s.tile_rows * 8 : 0) +
+        s.streams * s.rows() * 8 + ceil_div(width, 32) * s.threads() * 4 + 16;
     const std::uint32_t room = (max_shared_bytes + kOfBlock) / s.resident - kOfBlock;
     if (room < fixed) return false;
-    s.slots = std::min(12 / s.resident, (room - fixed) / (s.streams * slot));
+    s.slots = std::min(kRingKeys / s.step, (room - fixed) / (s.streams * slot));
     if (paired) s.slots = s.slots / 2 * 2;
     s.shared_bytes = fixed + s.slots * s.streams * slot;
-    return s.slots >= 3;
+    return s.slots >= std::min(3u, kRingKeys / s.step);
   };
   constexpr std::uint32_t kMostLevels = std::bit_width(kDecodeMmaSplitLen / kDecodeMmaUnitLen);
   for (s.row_team = num_indices > 16 && value <= 128 && head <= 128 ? 2 : 1; s.row_team > 0;

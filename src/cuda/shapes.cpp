@@ -264,6 +264,20 @@ KernelSpec Shapes::main(bool partial, bool ended) const {
   return kernel;
 }
 
+std::vector<KernelSpec> Shapes::all() const {
+  std::vector<KernelSpec> specs;
+  for (const bool ended : {false, true}) {
+    for (const bool partial : {false, true}) specs.push_back(main(partial, ended));
+    for (std::optional<KernelSpec> spec : {other(ended), careful(ended)}) {
+      if (spec) specs.push_back(*std::move(spec));
+    }
+  }
+  if (std::optional<KernelSpec> spec = prepare()) specs.push_back(*std::move(spec));
+  specs.push_back(merge());
+  specs.push_back(fold_partials({.num_splits = 1}));
+  return specs;
+}
+
 Jobs Shapes::jobs_of(const gpu::Wave& wave, std::int64_t keys) const {
   const std::uint32_t groups = u32(wave.num_groups), blocks = device_blocks_;
   Jobs jobs{.groups = groups, .tiles = u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows))};

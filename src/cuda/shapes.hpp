@@ -40,6 +40,8 @@ class Shapes {
   /// than folding into the states itself; decode always does. `ended`: the launch has an Ends with
   /// results, and states begin empty.
   KernelSpec main(bool partial, bool ended = false) const;
+  /// All of these, for runs of the problem: tensors on the device may end rows in the kernels.
+  std::vector<KernelSpec> all() const;
   /// Its blocks for a wave.
   Grid main_grid(const gpu::Wave& wave, const Jobs& jobs, bool partial) const;
   /// Its jobs, but for the memory. `keys`: that all rows see, where tiles may be cut there.

@@ -2,8 +2,11 @@
 // and what is refused. Each test is a process of its own (ctest), as the driver is opened once.
 #include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
+#include <filesystem>
+#include <keyfold/plan.hpp>
 #include <keyfold/state.hpp>
 
 #include "cuda/compiler.hpp"
@@ -117,6 +120,35 @@ TEST_F(DeviceTensors, WhileCapturingNothingIsWaitedForOrTimed) {
   EXPECT_EQ(count("event"), 0);
   EXPECT_EQ(count("flush"), 0);
   EXPECT_EQ(count("stream allocation"), 1);
+}
+
+TEST_F(DeviceTensors, FindTheirKernelsWhereTheyWereWarmed) {
+  KEYFOLD_NEEDS_NVRTC();
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / ("keyfold_warm_" + std::to_string(getpid()));
+  open({{"KEYFOLD_CACHE_DIR", folder.c_str()}});
+  const auto kernels = [&] {
+    return std::distance(std::filesystem::directory_iterator(folder), {});
+  };
+  AttentionShape shape{.num_heads = 2,
+                       .num_kv_heads = 1,
+                       .q_len = 1,
+                       .kv_len = 9000,
+                       .head_dim = 32,
+                       .value_dim = 32};
+  AttentionOptions options;
+  options.run.backend = "cuda";
+  warm(shape, options);
+  const auto warmed = kernels();
+  EXPECT_GT(warmed, 0);
+  EXPECT_EQ(count("launch"), 0);
+  run();
+  const std::int32_t length = 77;
+  call_.options.device_kv_lens = &length;
+  run();
+  EXPECT_GT(count("launch"), 0);
+  EXPECT_EQ(kernels(), warmed);
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(DeviceTensors, WhatIsCancelledIsWaitedFor) {

@@ -1,8 +1,9 @@
 // A unit's end: the streams' states become one partial state.
 //
-// Those of a split's units are merged in pairs, of pairs, and so on, by the unit's number alone. A
-// block merges those that it has both of, as what is written between reads costs several times as
-// much; the others are left to decode_merge.cu: the same tree, to the bit.
+// These are merged in pairs, of pairs, and so on, by the stream's number; then those of a split's
+// units, by the unit's number alone. A block merges those that it has both of, as what is written
+// between reads costs several times as much; the others are left to decode_merge.cu: the same tree,
+// to the bit.
 #pragma once
 
 #include "decode_copies.cuh"
@@ -21,10 +22,14 @@ constexpr u32 kQueryBytes =
 constexpr u32 kLeftAt = kQueryAt + 2 * kQueryBytes;  // o [kStreams][kLeftRows]
 constexpr u32 kKeptAt = kLeftAt + kStreams * kLeftRows * kLeftPitch * 4;  // o [kLevels][kTileRows]
 constexpr u32 kKeptSumsAt = kKeptAt + kLevels * kTileRows * kValueDim * 4;  // (m, l) likewise
-constexpr u32 kFactorsAt = kKeptSumsAt + kLevels * kTileRows * 8;           // likewise
-constexpr u32 kStatesAt = kFactorsAt + kLevels * kTileRows * 8;  // (m, l) [kStreams][kRows]
-constexpr u32 kOddAt = kStatesAt + kStreams * kRows * 8;         // two bits an element of o
-constexpr u32 kOddWords = (kWidth + 31) / 32;                    // of a thread
+// Of many rows the factors are found once for all columns: [kJoins][kTileRows].
+constexpr bool kFactorsApart = kTileRows > 8;
+constexpr u32 kJoins = kStreams - 1 + kLevels;
+constexpr u32 kFactorsAt = kKeptSumsAt + kLevels * kTileRows * 8;
+constexpr u32 kStatesAt = kFactorsAt + (kFactorsApart ? kJoins * kTileRows * 8 : 0);
+// (m, l) [kStreams][kRows]
+constexpr u32 kOddAt = kStatesAt + kStreams * kRows * 8;  // two bits an element of o
+constexpr u32 kOddWords = (kWidth + 31) / 32;             // of a thread
 constexpr u32 kWaitingAt =
     kOddAt + kOddWords * kThreads * 4;  // bit i: a left half of level i waits
 static_assert(kWaitingAt + 16 == KEYFOLD_SHARED, "as in kernel_shape.hpp");
@@ -33,7 +38,6 @@ static_assert(kWaitingAt + 16 == KEYFOLD_SHARED, "as in kernel_shape.hpp");
 struct Fold {
   float o[kWidth / 2];  // element 4 j + 2 r + e: row g + 8 r, column 8 j + 2 (lane % 4) + e
   Sums sums[1];
-  Range seen[2];
   Range full;  // keys that all rows of the tile see
   u64 mask[2];
 };
@@ -49,9 +53,9 @@ struct Waiting {
   KEYFOLD_INLINE float2& ml(u32 level, u32 row) const {
     return reinterpret_cast<float2*>(shared + kKeptSumsAt)[level * kTileRows + row];
   }
-  // Of what waits, and of what joins it.
-  KEYFOLD_INLINE float2& factors(u32 level, u32 row) const {
-    return reinterpret_cast<float2*>(shared + kFactorsAt)[level * kTileRows + row];
+  // Of the two sides of a join.
+  KEYFOLD_INLINE float2& factors(u32 join, u32 row) const {
+    return reinterpret_cast<float2*>(shared + kFactorsAt)[join * kTileRows + row];
   }
   KEYFOLD_INLINE u32& levels() const { return *reinterpret_cast<u32*>(shared + kWaitingAt); }
 };
@@ -66,9 +70,7 @@ struct Way {
 KEYFOLD_INLINE Way way_of(const Params& p, const Cursor& at, u32 waiting) {
   Way way;
   const u32 unit = at.unit;
-  for (way.level = 0; way.level < kLevels; ++way.level) {
-    if (((unit & waiting) >> way.level & 1) == 0) break;
-  }
+  way.level = __ffs(~(unit & waiting)) - 1;  // none waits at level kLevels
   way.waiting = waiting & ~0u << way.level;
   // Where tiles take turns nothing waits.
   way.goes_on = num_tiles(p) == 1 && at.left > 1 && at.unit + 1 < at.units.end;
@@ -79,6 +81,7 @@ KEYFOLD_INLINE Way way_of(const Params& p, const Cursor& at, u32 waiting) {
 // (m, l) of 2^level units: of the first; the others have none.
 KEYFOLD_INLINE void write_sums(const Params& p, u64 part, u32 level, float2 ml) {
   const u64 step = p.index_end - p.index_begin;
+#pragma unroll 1
   for (u32 i = 0; i < 1u << level; ++i) {
     write(p.partial_ml + 8 * (part + i * step), i == 0 ? ml : float2{hidden(), -1.0f});
   }
@@ -87,13 +90,16 @@ KEYFOLD_INLINE void write_sums(const Params& p, u64 part, u32 level, float2 ml) 
 // Writes what waits, as the block has no unit behind `at`.
 KEYFOLD_INLINE void write_waiting(const Params& p, const Cursor& at, const Waiting& kept,
                                   u32 waiting, u32 used) {
-  for (u32 level = 0; level < kLevels; ++level) {
+#pragma unroll 1
+  for (u32 level = 0; waiting >> level != 0; ++level) {
     if ((waiting >> level & 1) == 0) continue;
     const i32 begin = at.unit >> (level + 1) << (level + 1);
     const u64 part = unit_index(p, at.group, begin, tile_first(p, at.tile));
+#pragma unroll 1
     for (u32 i = threadIdx.x; i < used; i += kThreads) {
       write_sums(p, part + i, level, kept.ml(level, i));
     }
+#pragma unroll 1
     for (u32 i = threadIdx.x; i < used * kQuads; i += kThreads) {
       const u32 row = i / kQuads, column = 4 * (i % kQuads);
       write(p.partial_o + 4 * ((part + row) * kValueDim + column), kept.o(level, row, column));
@@ -101,30 +107,32 @@ KEYFOLD_INLINE void write_waiting(const Params& p, const Cursor& at, const Waiti
   }
 }
 
-// (m, l) of a row; the streams' maxima become their factors.
-KEYFOLD_INLINE void combine_sums(const Params& p, const Waiting& kept, const Way& way, u64 part,
-                                 float2* states, u32 row) {
-  float most = states[row].x, l = 0.0f;
-  for (u32 j = 1; j < kStreams; ++j) {
-    const float m = states[j * kRows + row].x;
-    most = most > m || is_nan(most) ? most : m;
+// Joins the streams' states of a row in pairs, then what waits for these. `with(join, ml, other)`
+// joins two (m, l) and gives the factors; `values(join, j, other, factors)` do it to what belongs
+// to streams j and other, and `kept_values(level, factors)` to what waits. Returns (m, l).
+template <class With, class Values, class KeptValues>
+KEYFOLD_INLINE float2 join_all(const float2* states, const Waiting& kept, const Way& way, u32 row,
+                               const With& with, const Values& values,
+                               const KeptValues& kept_values) {
+  float2 ml[kStreams];
+#pragma unroll
+  for (u32 j = 0; j < kStreams; ++j) ml[j] = states[j * kRows + row];
+  u32 join = 0;
+#pragma unroll
+  for (u32 span = 1; span < kStreams; span *= 2) {
+#pragma unroll
+    for (u32 j = 0; j < kStreams; j += 2 * span) {
+      values(j, j + span, with(join++, ml[j], ml[j + span]));
+    }
   }
-  for (u32 j = 0; j < kStreams; ++j) {
-    float2& of = states[j * kRows + row];
-    of.x = factor_of(of.x, base_of(most), is_far(most));
-    l = fmaf(of.y, of.x, l);
-  }
-  float2 ml = l == 0.0f ? float2{hidden(), -1.0f} : float2{most, l * kWeightUnit};
+#pragma unroll 1
   for (u32 level = 0; level < way.level; ++level) {
     float2 both = kept.ml(level, row);
-    kept.factors(level, row) = join_sums(both, ml);
-    ml = both;
+    const float2 f = with(join++, both, ml[0]);
+    ml[0] = both;
+    kept_values(level, f);
   }
-  if (way.waits) {
-    kept.ml(way.level, row) = ml;
-  } else {
-    write_sums(p, part + row, way.level, ml);
-  }
+  return ml[0];
 }
 
 // Makes one partial state of the streams', and sends it its way.
@@ -144,8 +152,9 @@ KEYFOLD_INLINE void combine(const Fold& c, const Params& p, const Cursor& at, un
     const float l = quad_sum(c.sums[0].t[r]);
     if (lane % 4 == 0 && member % kColumnTeam == 0) {
       // A NaN: the row stays NaN whatever it meets.
-      states[stream * kRows + member / kColumnTeam * 16 + lane / 4 + 8 * r] = {
-          is_nan(l) ? nan() : c.sums[0].m[r], l};
+      const float2 ml{is_nan(l) ? nan() : c.sums[0].m[r], l * kWeightUnit};
+      states[stream * kRows + member / kColumnTeam * 16 + lane / 4 + 8 * r] =
+          l == 0.0f ? float2{hidden(), -1.0f} : ml;
     }
   }
 #pragma unroll
@@ -160,9 +169,21 @@ KEYFOLD_INLINE void combine(const Fold& c, const Params& p, const Cursor& at, un
       *reinterpret_cast<float2*>(mine + 8 * j) = {c.o[4 * j + 2 * h], c.o[4 * j + 2 * h + 1]};
     }
     __syncthreads();
-    if (h == 0) {
-      for (u32 i = threadIdx.x; i < used; i += kThreads)
-        combine_sums(p, kept, way, part, states, i);
+    const auto keep_sums = [&](u32 row, float2 ml) {
+      if (way.waits) {
+        kept.ml(way.level, row) = ml;
+      } else {
+        write_sums(p, part + row, way.level, ml);
+      }
+    };
+    if (kFactorsApart && h == 0) {
+      for (u32 i = threadIdx.x; i < used; i += kThreads) {
+        const auto with = [&](u32 join, float2& a, float2 b) {
+          return kept.factors(join, i) = join_sums(a, b);
+        };
+        keep_sums(i, join_all(
+                         states, kept, way, i, with, [](u32, u32, float2) {}, [](u32, float2) {}));
+      }
       __syncthreads();
     }
 #pragma unroll 1
@@ -170,28 +191,32 @@ KEYFOLD_INLINE void combine(const Fold& c, const Params& p, const Cursor& at, un
       const u32 near = i / kQuads, column = 4 * (i % kQuads);
       const u32 row = near / 8 * 16 + near % 8 + 8 * h;
       if (row >= used) continue;
-      float sum[4] = {};
+      float o[kStreams][4];
 #pragma unroll
       for (u32 j = 0; j < kStreams; ++j) {
-        const float factor = states[j * kRows + row].x;
         const float4 x =
             *reinterpret_cast<const float4*>(left + (j * kLeftRows + near) * kLeftPitch + column);
-        if (factor == 0.0f) continue;  // as 0 times its Inf or NaN would be NaN
-        sum[0] = fmaf(x.x, factor, sum[0]);
-        sum[1] = fmaf(x.y, factor, sum[1]);
-        sum[2] = fmaf(x.z, factor, sum[2]);
-        sum[3] = fmaf(x.w, factor, sum[3]);
+        o[j][0] = x.x * kWeightUnit;
+        o[j][1] = x.y * kWeightUnit;
+        o[j][2] = x.z * kWeightUnit;
+        o[j][3] = x.w * kWeightUnit;
       }
-      for (float& x : sum) x *= kWeightUnit;
-#pragma unroll 1
-      for (u32 level = 0; level < way.level; ++level) {
-        const float2 f = kept.factors(level, row);
+      const auto with = [&](u32 join, float2& a, float2 b) {
+        return kFactorsApart ? kept.factors(join, row) : join_sums(a, b);
+      };
+      const auto values = [&](u32 j, u32 other, float2 f) {
+        for (u32 e = 0; e < 4; ++e) o[j][e] = join_values(o[j][e], o[other][e], f.x, f.y);
+      };
+      const auto kept_values = [&](u32 level, float2 f) {
         const float4 x = kept.o(level, row, column);
-        const float before[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-        for (u32 e = 0; e < 4; ++e) sum[e] = join_values(before[e], sum[e], f.x, f.y);
-      }
-      const float4 result = positive_zeros(sum);
+        o[0][0] = join_values(x.x, o[0][0], f.x, f.y);
+        o[0][1] = join_values(x.y, o[0][1], f.x, f.y);
+        o[0][2] = join_values(x.z, o[0][2], f.x, f.y);
+        o[0][3] = join_values(x.w, o[0][3], f.x, f.y);
+      };
+      const float2 ml = join_all(states, kept, way, row, with, values, kept_values);
+      if (!kFactorsApart && column == 0) keep_sums(row, ml);
+      const float4 result = positive_zeros(o[0]);
       if (way.waits) {
         kept.o(way.level, row, column) = result;
       } else {

@@ -39,8 +39,8 @@ KEYFOLD_INLINE i32 key_of(const Params& p, const Cursor& c, u32 stream, i32 step
 // Sets the unit's steps.
 KEYFOLD_INLINE void enter(const Params& p, Cursor& c, u32 stream) {
   const i32 first = unit_begin(p, c.unit), skipped = kStreams - 1 - i32(stream);
-  const i32 begin = larger(0, visible(c.seen, tile_first(p, c.tile) / p.heads).begin - first);
-  const i32 end = smaller(kUnitLen, visible(c.seen, tile_last(p, c.tile) / p.heads).end - first);
+  const i32 begin = larger(0, visible(c.seen, row_of(p, tile_first(p, c.tile))).begin - first);
+  const i32 end = smaller(kUnitLen, visible(c.seen, row_of(p, tile_last(p, c.tile))).end - first);
   c.step = (begin / kStep + skipped) / kStreams;
   c.end = begin < end ? ((end + kStep - 1) / kStep + skipped) / kStreams : 0;
   c.end = larger(c.step, c.end);

@@ -17,6 +17,13 @@ struct Sum {
 
 KEYFOLD_INLINE float larger_or_nan(float a, float b) { return a > b || is_nan(a) ? a : b; }
 
+KEYFOLD_INLINE void join(Sum& a, const Sum& later) {
+  const float4 b = later.o;
+  const float2 f = join_sums(a.ml, later.ml);
+  a.o = {join_values(a.o.x, b.x, f.x, f.y), join_values(a.o.y, b.y, f.x, f.y),
+         join_values(a.o.z, b.z, f.x, f.y), join_values(a.o.w, b.w, f.x, f.y)};
+}
+
 // Of the units of a split.
 KEYFOLD_INLINE Sum merge_units(const Params& p, u32 group, u32 index, Range units, i32 split,
                                u32 column) {
@@ -37,13 +44,7 @@ KEYFOLD_INLINE Sum merge_units(const Params& p, u32 group, u32 index, Range unit
 #pragma unroll
   for (i32 span = 1; span < kUnits; span *= 2) {
 #pragma unroll
-    for (i32 i = 0; i < kUnits; i += 2 * span) {
-      const float4 b = of[i + span].o;
-      const float2 f = join_sums(of[i].ml, of[i + span].ml);
-      float4& a = of[i].o;
-      a = {join_values(a.x, b.x, f.x, f.y), join_values(a.y, b.y, f.x, f.y),
-           join_values(a.z, b.z, f.x, f.y), join_values(a.w, b.w, f.x, f.y)};
-    }
+    for (i32 i = 0; i < kUnits; i += 2 * span) join(of[i], of[i + span]);
   }
   const float o[4] = {of[0].o.x, of[0].o.y, of[0].o.z, of[0].o.w};
   of[0].o = positive_zeros(o);
@@ -121,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
       continue;
     }
     const u32 batch = group / p.kv_heads, kv_head = group % p.kv_heads;
-    const u32 head = index % p.heads, row = index / p.heads;
+    const u32 row = row_of(p, index), head = index - row * p.heads;
     const End end = end_of(ends, ml.x, ml.y, kv_head * p.heads + head);
     const u64 out = address_of(ends.out, batch, kv_head, head, row);
     const float values[4] = {o.x, o.y, o.z, o.w};

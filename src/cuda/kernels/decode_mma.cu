@@ -94,12 +94,13 @@ KEYFOLD_INLINE void multiply_keys(float (&s)[kStep / 2], const Query& query, con
   }
 }
 
-// Products become weights, o as of the new maxima.
+// Products become weights, o as of the new maxima. `seen(r)`: keys that row r sees.
+template <class Seen>
 KEYFOLD_INLINE void soften(Fold& c, const Params& p, i32 key, u32 lane, Mode mode,
-                           float (&s)[1][kStep / 2]) {
+                           float (&s)[1][kStep / 2], const Seen& seen) {
   const bool edge = key < c.full.begin || key + kStep > c.full.end;
   if (kFinished || edge) {
-    finish_scores(s[0], p, c.mask, key + 2 * i32(lane % 4), edge, [&](u32 r) { return c.seen[r]; });
+    finish_scores(s[0], p, c.mask, key + 2 * i32(lane % 4), edge, seen);
   }
   float alpha[1][2];
   softmax(s, c.sums, p, alpha);
@@ -159,18 +160,30 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
 
   u32* const odd = reinterpret_cast<u32*>(shared + kOddAt) + threadIdx.x;
   if (threadIdx.x == 0) Waiting{shared}.levels() = 0;
-  // Copies run kSlots - 1 slots ahead of what is used.
   Cursor c = begin_of(p, jobs, stream, lane);
   if (c.left == 0) return;
+  // Copies run kSlots slots ahead of what is used.
   Cursor ahead = c;
+  u64 ahead_k, ahead_v;  // of the step, this lane's part
+  i32 ahead_rows;        // that are there, from the step on
   const u32 ring = base + stream * kSlots * kSlotBytes, ring_end = ring + kSlots * kSlotBytes;
   u32 fill = ring, take = ring;
   const auto next = [&](u32& slot) {
     slot += kSlotBytes;
     if (slot == ring_end) slot = ring;
   };
+  const auto aim = [&] {
+    const i32 key = key_of(p, ahead, stream, ahead.step);
+    ahead_rows = ahead.left == 0 ? 0 : ahead.seen.limit - key;
+    ahead_k = HeadCopier::begin(
+        p.k + ahead.batch * p.k_batch + ahead.head * p.k_head + key * p.k_key, p.k_key, team_lane);
+    ahead_v = ValueCopier::begin(
+        p.v + ahead.batch * p.v_batch + ahead.head * p.v_head + key * p.v_key, p.v_key, team_lane);
+  };
   const auto seek = [&] {
+#pragma unroll 1
     while (ahead.left != 0 && ahead.step == ahead.end) advance(p, ahead, stream);
+    aim();
   };
   // Commits since queries were asked for; and on top, which half of their memory holds those of
   // now.
@@ -179,55 +192,49 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
   const auto commit = [&] {
     copies_commit();
     ++since;
-    __syncwarp();  // where some lanes had nothing to copy
+    next(fill);
   };
   const auto fill_keys = [&] {
-    if (ahead.left != 0) {
-      copy_rows<HeadTile, kHeadDim>(fill, p.k + ahead.batch * p.k_batch + ahead.head * p.k_head,
-                                    p.k_key, key_of(p, ahead, stream, ahead.step), ahead.seen.limit,
-                                    team_lane);
+    if (ahead_rows >= kStep) {
+      HeadCopier::copy<true>(fill, ahead_k, p.k_key, kStep, team_lane);
+    } else if (ahead_rows > 0) {
+      HeadCopier::copy<false>(fill, ahead_k, p.k_key, ahead_rows, team_lane);
     }
     commit();
-    next(fill);
   };
   const auto fill_values = [&] {
-    if (ahead.left != 0) {
-      copy_rows<ValueTile, kValueDim>(fill, p.v + ahead.batch * p.v_batch + ahead.head * p.v_head,
-                                      p.v_key, key_of(p, ahead, stream, ahead.step),
-                                      ahead.seen.limit, team_lane);
-      ++ahead.step;
-      seek();
+    if (ahead_rows >= kStep) {
+      ValueCopier::copy<true>(fill, ahead_v, p.v_key, kStep, team_lane);
+    } else if (ahead_rows > 0) {
+      ValueCopier::copy<false>(fill, ahead_v, p.v_key, ahead_rows, team_lane);
     }
     commit();
-    next(fill);
-  };
-  const auto begin_copies = [&] {
-    fill = take = ring;
-    seek();
-#pragma unroll 1
-    for (i32 i = 0; i < (kSlots - 1) / 2; ++i) {
-      fill_keys();
-      fill_values();
+    if (++ahead.step < ahead.end) {
+      ahead_rows -= kStreams * kStep;
+      ahead_k += kStreams * kStep * p.k_key;
+      ahead_v += kStreams * kStep * p.v_key;
+    } else if (ahead.left != 0) {
+      seek();
     }
-    if (kSlots % 2 == 0) fill_keys();
   };
   // Queries come through the same copies, a tile ahead: an answer from memory that is waited for
   // takes as long as all that is under way.
   const auto fill_queries = [&](const Cursor& of, u32 half) {
     const u32 first = tile_first(p, of.tile), last = tile_last(p, of.tile);
+#pragma unroll 1
     for (u32 i = threadIdx.x; i < kRows * kHeadWords; i += kThreads) {
-      const u32 row = i / kHeadWords, word = i % kHeadWords;
-      const u32 index = smaller(first + row, last);
-      const u64 from =
-          ends.q.at == 0 ? p.q + 2 * kHeadDim * state_index(p, of.group, index)
-                         : address_of(ends.q, of.batch, of.head, index % p.heads, index / p.heads);
-      copy_16(base + kQueryAt + half * kQueryBytes + HeadTile::at(row, word), from + 16 * word,
+      const u32 tile_row = i / kHeadWords, word = i % kHeadWords;
+      const u32 index = smaller(first + tile_row, last), row = row_of(p, index);
+      const u64 from = ends.q.at == 0
+                           ? p.q + 2 * kHeadDim * state_index(p, of.group, index)
+                           : address_of(ends.q, of.batch, of.head, index - row * p.heads, row);
+      copy_16(base + kQueryAt + half * kQueryBytes + HeadTile::at(tile_row, word), from + 16 * word,
               true);
     }
     since &= kHalf;
   };
-  fill_queries(c, 0);
-  begin_copies();
+  fill_queries(c, 1);
+  seek();
 
   const u32 near = lane % 16, far = lane / 16 * 8 + lane % 8;
   const MatrixRows<HeadTile> query_rows(near, lane / 16), key_rows(far, lane / 8 % 2);
@@ -246,6 +253,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
   };
   Fold fold;
   u32 group = ~0u, tile = 0;  // whose q is here
+  bool refill = true;         // copies are to begin
 #pragma unroll 1
   for (; c.left != 0; advance(p, c, stream)) {
     const u32 first = tile_first(p, c.tile), last = tile_last(p, c.tile);
@@ -253,57 +261,62 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
     const auto index_of = [&](u32 r) {
       return smaller(first + 16 * row_member + lane / 4 + 8 * r, last);
     };
-#pragma unroll
-    for (u32 r = 0; r < 2; ++r) {
-      fold.seen[r] = visible(c.seen, index_of(r) / p.heads);
-      fold.mask[r] = kMaskType == 0 ? 0 : mask_address(p, c.batch, c.group, index_of(r));
-    }
-    fold.full = {visible(c.seen, last / p.heads).begin, visible(c.seen, first / p.heads).end};
-    if (group != c.group || tile != c.tile) {
-      if (group != ~0u) since ^= kHalf;
-      group = c.group;
-      tile = c.tile;
-      if ((since & ~kHalf) >= kSlots - 1) {
-        copies_wait<kSlots - 2>();
-      } else {
-        copies_wait<0>();
-      }
-      __syncthreads();
-      if (!kQueryShared) {
-#pragma unroll
-        for (i32 i = 0; i < kHeadWidth / 16; ++i) shared_query(i, q[kQueryShared ? 0 : i]);
-      }
-      Cursor coming = c;
-      if (next_turn(p, coming, stream)) fill_queries(coming, 1 - since / kHalf);
-    }
-
     Mode mode = kFast;
 #pragma unroll 1
     for (;;) {
+      if (refill) {
+        refill = false;
+        fill = take = ring;
+#pragma unroll 1
+        for (i32 i = 0; i < kSlots / 2; ++i) {
+          fill_keys();
+          fill_values();
+        }
+        if (kSlots % 2 != 0) fill_keys();
+      }
+      if (group != c.group || tile != c.tile) {
+        since ^= kHalf;
+        group = c.group;
+        tile = c.tile;
+#pragma unroll
+        for (u32 r = 0; r < 2; ++r) {
+          fold.mask[r] = kMaskType == 0 ? 0 : mask_address(p, c.batch, c.group, index_of(r));
+        }
+        fold.full = {visible(c.seen, row_of(p, last)).begin, visible(c.seen, row_of(p, first)).end};
+        if ((since & ~kHalf) >= kSlots) {
+          copies_wait<kSlots - 1>();
+        } else {
+          copies_wait<0>();
+        }
+        __syncthreads();
+        if (!kQueryShared) {
+#pragma unroll
+          for (i32 i = 0; i < kHeadWidth / 16; ++i) shared_query(i, q[kQueryShared ? 0 : i]);
+        }
+        Cursor coming = c;
+        if (next_turn(p, coming, stream)) fill_queries(coming, 1 - since / kHalf);
+      }
       fold.sums[0] = {{hidden(), hidden()}, {0.0f, 0.0f}, {0.0f, 0.0f}};
 #pragma unroll
       for (i32 i = 0; i < kWidth / 2; ++i) fold.o[i] = 0.0f;
 #pragma unroll 1
       for (i32 step = c.step; step < c.end; ++step) {
         float s[1][kStep / 2];
-        copies_wait<kSlots - 2>();
+        copies_wait<kSlots - 1>();
         team_sync();
-        if (kSlots % 2 == 0) {
-          fill_values();
-        } else {
-          fill_keys();
-        }
         multiply_keys(s[0], query,
                       [&](i32 i, i32 n, u32(&x)[4]) { load_matrices(x, key_rows.at(take, i, n)); });
         next(take);
-        soften(fold, p, key_of(p, c, stream, step), lane, mode, s);
-        copies_wait<kSlots - 2>();
-        team_sync();
+        team_sync();  // all have read the slot
         if (kSlots % 2 == 0) {
           fill_keys();
         } else {
           fill_values();
         }
+        soften(fold, p, key_of(p, c, stream, step), lane, mode, s,
+               [&](u32 r) { return visible(c.seen, row_of(p, index_of(r))); });
+        copies_wait<kSlots - 1>();
+        team_sync();
         if (mode != kFast) {
           mark_values(shared + (take - base), mode, team_lane);
           team_sync();
@@ -313,14 +326,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
           load_transposed(x, value_rows.at(values, i, n));
         });
         next(take);
+        team_sync();
+        if (kSlots % 2 == 0) {
+          fill_values();
+        } else {
+          fill_keys();
+        }
       }
       if (mode == kFinite || (mode == kFast && !team_any(has_odd(fold)))) break;
       if (mode == kMarks) keep_odd(fold.o, odd);
       mode = mode == kFast ? kMarks : kFinite;
-      ahead = c;
       copies_wait<0>();
       team_sync();
-      begin_copies();
+      ahead = c;
+      aim();
+      refill = true;
     }
     if (mode == kFinite) put_odd(odd, fold.o);
     combine(fold, p, c, shared, warp, lane);

@@ -13,6 +13,9 @@ KEYFOLD_INLINE void copy_16(u32 to, u64 from, bool valid) {
                "r"(valid ? 16 : 0)
                : "memory");
 }
+KEYFOLD_INLINE void copy_16(u32 to, u64 from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
 KEYFOLD_INLINE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 KEYFOLD_INLINE void copies_wait() {

@@ -9,11 +9,22 @@ constexpr i32 kUnitLen = KEYFOLD_UNIT_LEN, kUnits = i32(kSplitLen) / kUnitLen;
 static_assert(kUnits * kUnitLen == i32(kSplitLen), "whole units");
 static_assert((kUnits & (kUnits - 1)) == 0, "units are merged in pairs");
 
+// The row of an index. Rows are few in these kernels, so that a float's quotient is off by one at
+// most; a division of integers is much longer.
+KEYFOLD_INLINE u32 row_of(const Params& p, u32 index) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(float(p.heads)));
+  u32 row = u32((float(index) + 0.5f) * inverse);
+  if (row * p.heads > index) --row;
+  if (index - row * p.heads >= p.heads) ++row;
+  return row;
+}
+
 // Units of the wave that the chunk's rows see of a batch entry.
 KEYFOLD_INLINE Range units_of(const Params& p, const Batch& batch) {
   const i32 first = i32(p.split * kSplitLen), last = first + i32(p.num_splits * kSplitLen);
-  const i32 begin = larger(first, visible(batch, p.index_begin / p.heads).begin);
-  const i32 end = smaller(last, visible(batch, (p.index_end - 1) / p.heads).end);
+  const i32 begin = larger(first, visible(batch, row_of(p, p.index_begin)).begin);
+  const i32 end = smaller(last, visible(batch, row_of(p, p.index_end - 1)).end);
   if (begin >= end) return {0, 0};
   return {(begin - first) / kUnitLen, (end - first + kUnitLen - 1) / kUnitLen};
 }
@@ -32,8 +43,10 @@ KEYFOLD_INLINE float join_values(float a, float b, float factor_a, float factor_
 }
 // a becomes that of both; returns the factors of a and b.
 KEYFOLD_INLINE float2 join_sums(float2& a, float2 b) {
-  const float m = a.x > b.x || is_nan(a.x) ? a.x : b.x, base = base_of(m);
-  const float2 f = {exp_nonpositive(a.x - base), exp_nonpositive(b.x - base)};
+  const bool first = a.x > b.x || is_nan(a.x);
+  const float m = first ? a.x : b.x, less = exp_nonpositive((first ? b.x : a.x) - base_of(m));
+  const float most = m == hidden() ? 0.0f : is_nan(m) ? m : 1.0f;
+  const float2 f = {first ? most : less, first ? less : most};
   const float l = join_values(a.y, b.y, f.x, f.y);
   a = {m, l == 0.0f ? -1.0f : l};
   return f;
