@@ -103,12 +103,12 @@ struct PairKeys : Float32Keys {
 #endif
 
 /// call with the dtype's Keys.
-template <class Call>
+template <bool kPairs, class Call>
 HWY_INLINE void with_keys(DType dtype, const Call& call) {
   if (dtype == DType::kFloat32) return call(Float32Keys());
   if (dtype == DType::kFloat16) return call(Float16Keys());
 #if KEYFOLD_HAS_BF16_PAIRS
-  return call(PairKeys());
+  return call(std::conditional_t<kPairs, PairKeys, BFloat16Keys>());
 #else
   return call(BFloat16Keys());
 #endif
@@ -292,8 +292,10 @@ void score_keys(const Tile& tile, const RowSource& k, std::int64_t begin, std::i
 }
 
 /// As Kernels::score_rows says.
-inline void score_rows(const Tile& tile, const RowSource& k, std::int64_t begin, std::int64_t end) {
-  with_keys(k.dtype, [&](auto keys) HWY_ATTR { score_keys<decltype(keys)>(tile, k, begin, end); });
+template <bool kPairs>
+void score_rows(const Tile& tile, const RowSource& k, std::int64_t begin, std::int64_t end) {
+  with_keys<kPairs>(k.dtype,
+                    [&](auto keys) HWY_ATTR { score_keys<decltype(keys)>(tile, k, begin, end); });
 }
 
 /// o (+)= weights of keys [begin, end) times their values, `v` that of key `begin`.

@@ -10,6 +10,11 @@
 
 #include "cpu/tiles/kernels.hpp"
 #include "keyfold/error.hpp"
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/kernels.cpp"
@@ -88,10 +93,11 @@ void score_packed(const Tile& tile, const void* panels, std::int64_t begin, std:
   }
 }
 
+template <bool kPairs>
 void score(const Tile& tile, DType dtype, const void* panels, std::int64_t begin,
            std::int64_t end) {
 #if KEYFOLD_HAS_BF16_PAIRS
-  if (as_pairs(dtype)) return score_packed<BFloat16Pairs>(tile, panels, begin, end);
+  if (as_pairs<kPairs>(dtype)) return score_packed<BFloat16Pairs>(tile, panels, begin, end);
 #endif
   (void)dtype;
   score_packed<FloatWords>(tile, panels, begin, end);
@@ -254,18 +260,19 @@ void exp_array(const float* x, float* result, std::int64_t count) {
   }
 }
 
+template <bool kPairs = KEYFOLD_HAS_BF16_PAIRS>
 Kernels make_kernels(const char* name) {
   return {.name = name,
           .row_tile = kMaxRowTile,
           .row_align = 1,
-          .words = words,
-          .score_rows = score_rows,
+          .words = words<kPairs>,
+          .score_rows = score_rows<kPairs>,
           .weigh_rows = weigh_rows,
           .gather_bias = gather_bias,
-          .pack_q = pack_q,
-          .pack_k = pack_k,
+          .pack_q = pack_q<kPairs>,
+          .pack_k = pack_k<kPairs>,
           .pack_v = pack_v,
-          .score = score,
+          .score = score<kPairs>,
           .softmax = softmax,
           .weigh = weigh,
           .weigh_exactly = weigh_exactly,
@@ -307,6 +314,22 @@ void add_tiles(std::vector<KernelSet>& sets, Kernels vectors, const char* name, 
   if (float16 && bfloat16) sets.push_back({vectors, KernelSet::Tiles{*float16, *bfloat16}});
 }
 
+#if HWY_ARCH_ARM_A64
+/// Whether the processor multiplies bfloat16 pairs (FEAT_BF16).
+bool has_bfdot() {
+#if defined(__linux__)
+  constexpr unsigned long kBFloat16 = 1ul << 14;  // HWCAP2_BF16, which old headers lack
+  return (getauxval(AT_HWCAP2) & kBFloat16) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  std::size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 /// Compiled kernels that this machine can run, best first.
 std::vector<KernelSet> runnable_kernels() {
   std::vector<KernelSet> result;
@@ -330,7 +353,10 @@ std::vector<KernelSet> runnable_kernels() {
   }
 #endif
 #if HWY_TARGETS & HWY_NEON
-  result.push_back({N_NEON::make_kernels("neon")});
+#if HWY_ARCH_ARM_A64
+  if (has_bfdot()) result.push_back({N_NEON::make_kernels<true>("neon_bf16")});
+#endif
+  result.push_back({N_NEON::make_kernels<false>("neon")});
 #endif
 #if HWY_TARGETS & HWY_SCALAR
   result.push_back({N_SCALAR::make_kernels("portable")});

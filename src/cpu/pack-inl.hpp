@@ -19,11 +19,15 @@ namespace keyfold::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Whether rows of this dtype are multiplied as bfloat16 pairs.
-inline bool as_pairs(DType dtype) { return KEYFOLD_HAS_BF16_PAIRS && dtype == DType::kBFloat16; }
+/// Whether rows of this dtype are multiplied as bfloat16 pairs, by kernels that do so (kPairs).
+template <bool kPairs>
+bool as_pairs(DType dtype) {
+  return kPairs && dtype == DType::kBFloat16;
+}
 
-inline std::int64_t words(DType dtype, std::int64_t head_dim) {
-  return as_pairs(dtype) ? (head_dim + 1) / 2 : head_dim;
+template <bool kPairs>
+std::int64_t words(DType dtype, std::int64_t head_dim) {
+  return as_pairs<kPairs>(dtype) ? (head_dim + 1) / 2 : head_dim;
 }
 
 /// One row as float32, zeros up to padded_dim.
@@ -84,17 +88,19 @@ inline void prefetch_ahead(const std::byte* row, const RowSource& source) {
 }
 
 /// One row as words.
-inline void pack_row(const std::byte* row, const RowSource& source, std::int64_t padded_words,
-                     std::uint32_t* out) {
-  if (as_pairs(source.dtype)) {
+template <bool kPairs>
+void pack_row(const std::byte* row, const RowSource& source, std::int64_t padded_words,
+              std::uint32_t* out) {
+  if (as_pairs<kPairs>(source.dtype)) {
     pair_row(row, source, padded_words, out);
   } else {
     widen_row(row, source, padded_words, reinterpret_cast<float*>(out));
   }
 }
 
-inline void pack_q(const RowSource& q, void* packed) {
-  pack_row(q.data, q, words(q.dtype, q.dim), static_cast<std::uint32_t*>(packed));
+template <bool kPairs>
+void pack_q(const RowSource& q, void* packed) {
+  pack_row<kPairs>(q.data, q, words<kPairs>(q.dtype, q.dim), static_cast<std::uint32_t*>(packed));
 }
 
 constexpr std::int64_t kTransposeRows = 16;  // keys transposed together: the widest vector's lanes
@@ -175,14 +181,15 @@ inline void transpose_rows(const std::byte* rows, std::int64_t stride, std::int6
 /// A packed panel of keys is strips of kStrip keys, each [words][kStrip]; one of values is strips
 /// of as many columns, each [kPanel][columns], the last of what is left: what a register tile reads
 /// lies together.
-inline void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
+template <bool kPairs>
+void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>()));
   static_assert(kPanel % kStrip == 0 && kTransposeRows % kLanes == 0);
-  const std::int64_t num_words = words(k.dtype, k.dim);
+  const std::int64_t num_words = words<kPairs>(k.dtype, k.dim);
   const std::int64_t padded_words = (num_words + 3) / 4 * 4;
   auto* out = static_cast<std::uint32_t*>(packed_panel);
   // Rows that are words already are transposed where they lie.
-  const bool in_place = (k.dtype == DType::kFloat32 || as_pairs(k.dtype)) &&
+  const bool in_place = (k.dtype == DType::kFloat32 || as_pairs<kPairs>(k.dtype)) &&
                         k.dim_stride == size_of(k.dtype) &&
                         k.dim * size_of(k.dtype) == 4 * padded_words;
   HWY_ALIGN std::uint32_t rows[kTransposeRows * kMaxDim];
@@ -195,7 +202,7 @@ inline void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
       for (std::int64_t i = 0; i < kTransposeRows; ++i) {
         std::uint32_t* row = rows + i * padded_words;
         if (i < here) {
-          pack_row(source + i * k.row_stride, k, padded_words, row);
+          pack_row<kPairs>(source + i * k.row_stride, k, padded_words, row);
         } else {
           std::memset(row, 0, static_cast<std::size_t>(padded_words) * sizeof *row);
         }

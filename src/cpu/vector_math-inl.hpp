@@ -72,10 +72,11 @@ struct FloatWords {
 };
 
 #undef KEYFOLD_HAS_BF16_PAIRS
-#if HWY_TARGET == HWY_AVX3_DL
+#if HWY_TARGET == HWY_AVX3_DL || (HWY_TARGET == HWY_NEON && HWY_ARCH_ARM_A64)
 #define KEYFOLD_HAS_BF16_PAIRS 1
 /// Products of bfloat16 pairs. Highway 1.0.3 has no such operation; the assembler form of the
-/// intrinsic needs no target attribute beyond the one this namespace is compiled for.
+/// intrinsic needs no target attribute beyond the one this namespace is compiled for. NEON without
+/// it is the same target: there a template parameter tells the two kernels apart.
 struct BFloat16Pairs {
   using Word = std::uint32_t;
   template <class D, class V = hn::Vec<D>>
@@ -88,7 +89,17 @@ struct BFloat16Pairs {
   }
   template <class V>
   static HWY_INLINE V multiply_add(V a, V b, V sum) {
+#if HWY_TARGET == HWY_NEON
+    // bfdot %0.4s, %1.8h, %2.8h, in numbers: older clangs cannot be told to accept its name.
+    asm inline(
+        ".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,"
+        "31\n\t.equ .Lkeyfold_v\\n,\\n\n\t.endr\n\t"
+        ".inst 0x6e40fc00 | .Lkeyfold_%2 << 16 | .Lkeyfold_%1 << 5 | .Lkeyfold_%0"
+        : "+w"(sum.raw)
+        : "w"(a.raw), "w"(b.raw));
+#else
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
+#endif
     return sum;
   }
 };

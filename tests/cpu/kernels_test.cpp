@@ -67,6 +67,16 @@ TEST(Kernels, AnUnknownOneIsAnErrorThatListsThem) {
   }
 }
 
+TEST(Kernels, BFloat16IsMultipliedInPairsWhereTheNameSaysSo) {
+  for (const std::string& name : cpu::kernel_names()) {
+    const ScopedEnv env(kVariable, name.c_str());
+    const bool pairs = name.ends_with("_bf16") || name == "avx512_amx";
+    EXPECT_EQ(cpu::selected_kernels().words(DType::kBFloat16, 9), pairs ? 5 : 9) << name;
+    for (const DType dtype : {DType::kFloat32, DType::kFloat16})
+      EXPECT_EQ(cpu::selected_kernels().words(dtype, 9), 9) << name;
+  }
+}
+
 TEST(Kernels, TheExponentialIsWithinTwoUlp) {
   std::vector<float> x, y;
   const std::uint32_t step = by_scale(100003u, 10007u, 251u);
