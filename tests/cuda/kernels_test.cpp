@@ -193,6 +193,29 @@ TEST(Shapes, JobsCoverAllRowsOnce) {
   }
 }
 
+TEST(Shapes, JobsAreCutWhereTheyAreNoWholeRounds) {
+  for (const std::int64_t dim : {64, 128, 256}) {
+    core::Problem problem = problem_of(DType::kBFloat16, {dim, dim}, {.q_len = 8192});
+    problem.shape.num_kv_heads = problem.shape.num_heads = 16;
+    Traits traits;
+    traits.capability = 90;
+    traits.multiprocessors = 132;
+    const Shapes shapes(problem, traits);
+    const gpu::Layout layout{problem, shapes.tiling(), false};
+    const gpu::Wave wave{.num_groups = 16, .num_indices = 8192};
+    const Jobs jobs = shapes.jobs_of(wave, 1000);
+    const std::uint32_t all = jobs.groups * jobs.tiles;
+    EXPECT_GT(jobs.cut, 132u);  // a block's share is more than one job
+    EXPECT_LE(jobs.cut, all);
+    EXPECT_EQ((all - jobs.cut) % 132, 0u);
+    EXPECT_EQ(jobs.small, 0u);
+    EXPECT_EQ(jobs.length, dim == 64 ? 6u : 8u);
+    EXPECT_GT(layout.cuts(16, 8192), shapes.cut_flag_bytes());
+    EXPECT_EQ(layout.cuts(1, 8192), 0);          // fewer than one round
+    EXPECT_EQ(shapes.jobs_of(wave, 0).cut, 0u);  // rows see different keys
+  }
+}
+
 TEST(Kernels, AMistakeIsAnErrorWithTheLog) {
   KEYFOLD_NEEDS_NVRTC();
   try {
