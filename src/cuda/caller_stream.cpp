@@ -54,17 +54,17 @@ CallerStream::~CallerStream() {
   if (parts_) device_->put_back(std::move(parts_));
 }
 
-void CallerStream::submit(const std::function<void()>& record) {
+void CallerStream::submit(const std::function<void()>& record, bool timed) {
   if (capturing_) return record();
   const Driver& driver = device_->driver();
   const StreamParts::Slot& slot = parts_->slots[parts_->submitted % parts_->slots.size()];
-  driver.event_record(slot.begin, stream_);
+  if (timed) driver.event_record(slot.begin, stream_);
   record();
-  driver.event_record(slot.end, stream_);
+  if (timed) driver.event_record(slot.end, stream_);
 #ifdef _WIN32
   driver.stream_query.quietly(stream_);  // that driver would collect work before it begins
 #endif
-  ++parts_->submitted;
+  if (timed) ++parts_->submitted;
 }
 
 double CallerStream::wait() {
