@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import keyfold
 import keyfold.torch
 import torch
+from cases import Call, Case, medians, print_head, print_row
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PEERS = {
@@ -24,58 +25,6 @@ PEERS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-Call = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Sizes of one call."""
-
-    heads: int
-    kv_heads: int
-    q_len: int
-    kv_len: int
-    dim: int = 128
-    value_dim: int = 0  # 0: as dim
-    batch: int = 1
-    dtype: torch.dtype = torch.bfloat16
-    causal: bool = False
-
-    @property
-    def columns(self) -> int:
-        """Width of a value."""
-        return self.value_dim or self.dim
-
-    @property
-    def flops(self) -> float:
-        """Multiply-adds of visible pairs, counted as two."""
-        hidden = self.q_len * (self.q_len - 1) / 2 if self.causal else 0
-        pairs = self.q_len * self.kv_len - hidden
-        return 2 * self.batch * self.heads * pairs * (self.dim + self.columns)
-
-    @property
-    def key_bytes(self) -> int:
-        """K and V, once."""
-        elements = self.batch * self.kv_heads * self.kv_len * (self.dim + self.columns)
-        return elements * self.dtype.itemsize
-
-    def __str__(self) -> str:
-        """Name the sizes."""
-        dim = f"{self.dim}" if self.columns == self.dim else f"{self.dim}/{self.columns}"
-        batch = f"{self.batch} x " if self.batch > 1 else ""
-        dtype = str(self.dtype).removeprefix("torch.")
-        causal = ", causal" if self.causal else ""
-        heads = f"{self.heads}/{self.kv_heads}"
-        return f"{batch}{heads}, {self.q_len:,} x {self.kv_len:,}, D {dim}, {dtype}{causal}"
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Make q, k and v on the device, of normally distributed numbers."""
-        sizes = [
-            (self.batch, self.heads, self.q_len, self.dim),
-            (self.batch, self.kv_heads, self.kv_len, self.dim),
-            (self.batch, self.kv_heads, self.kv_len, self.columns),
-        ]
-        return [torch.randn(size, dtype=self.dtype, device="cuda") for size in sizes]
 
 
 def milliseconds(call: Call) -> float:
@@ -89,26 +38,9 @@ def milliseconds(call: Call) -> float:
     return begin.elapsed_time(end)
 
 
-def medians(calls: dict[str, Call], rounds: int) -> dict[str, float]:
-    """Time the calls in turns, after one round to warm up; without those that refuse."""
-    able = {}
-    for name, call in calls.items():
-        try:
-            call()
-            torch.cuda.synchronize()
-            able[name] = call
-        except (RuntimeError, ValueError):
-            pass
-    times: dict[str, list[float]] = {name: [] for name in able}
-    for _ in range(rounds):
-        for name, call in able.items():
-            times[name].append(milliseconds(call))
-    return {name: statistics.median(column) for name, column in times.items()}
-
-
 def calls_of(case: Case, peers: tuple[str, ...]) -> dict[str, Call]:
     """Give PyTorch's backends and keyfold on one set of tensors."""
-    q, k, v = case.tensors()
+    q, k, v = case.tensors("cuda")
     gqa = case.heads != case.kv_heads
 
     def peer(backend: SDPBackend) -> Call:
@@ -132,20 +64,21 @@ def print_table(
     title: str, cases: Iterator[Case], peers: tuple[str, ...], unit: str, rounds: int
 ) -> None:
     """Print a row for each case, in TFLOP/s or GB/s."""
-    print(f"\n{title}, {unit}\n\n| call | {' | '.join(peers)} | keyfold | of the fastest peer |")
-    print("| --- |" + " --- |" * (len(peers) + 2))
+    print(f"\n{title}, {unit}")
+    print_head("call", *peers, "keyfold", "of the fastest peer")
     for case in cases:
         work = case.flops / 1e9 if unit == "TFLOP/s" else case.key_bytes / 1e6
-        rates = {name: work / ms for name, ms in medians(calls_of(case, peers), rounds).items()}
+        times = medians(calls_of(case, peers), rounds, milliseconds)
+        rates = {name: work / ms for name, ms in times.items()}
         best = max((rates[name] for name in peers if name in rates), default=0)
         shown = [f"{rates[name]:.0f}" if name in rates else "-" for name in (*peers, "keyfold")]
         ratio = f"{rates['keyfold'] / best:.2f}" if best and "keyfold" in rates else "-"
-        print(f"| {case} | {' | '.join(shown)} | {ratio} |", flush=True)
+        print_row(str(case), *shown, ratio)
 
 
 def print_masks(case: Case, rounds: int) -> None:
     """Print what each option costs for a visible pair, relative to the call without it."""
-    q, k, v = case.tensors()
+    q, k, v = case.tensors("cuda")
     rows, keys = case.q_len, case.kv_len
     boolean = torch.ones(rows, keys, dtype=torch.bool, device="cuda")
     apart = torch.rand(rows, keys, device="cuda") < 0.5
@@ -171,16 +104,17 @@ def print_masks(case: Case, rounds: int) -> None:
         name: (lambda how=how: keyfold.scaled_dot_product_attention(q, k, v, **how))
         for name, (how, _) in options.items()
     }
-    times = medians(calls, rounds)
-    print(f"\n{case}\n\n| option | ms | time of a visible pair |\n| --- | --- | --- |")
+    times = medians(calls, rounds, milliseconds)
+    print(f"\n{case}")
+    print_head("option", "ms", "time of a visible pair")
     for name, ms in times.items():
-        print(f"| {name} | {ms:.2f} | {ms / options[name][1] / times['plain']:.2f} |", flush=True)
+        print_row(name, f"{ms:.2f}", f"{ms / options[name][1] / times['plain']:.2f}")
 
 
 def print_host(rounds: int) -> None:
     """Print how long a call of one dispatch takes the host, queued behind others."""
-    print("\nThe host's time, microseconds a call\n\n| call | cuDNN | flash | keyfold |")
-    print("| --- | --- | --- | --- |")
+    print("\nThe host's time, microseconds a call")
+    print_head("call", "cuDNN", "flash", "keyfold")
     for case in (Case(32, 8, 1, 1024), Case(32, 8, 512, 8192)):
         shown = []
         for call in calls_of(case, ("cuDNN", "flash")).values():
@@ -194,7 +128,7 @@ def print_host(rounds: int) -> None:
                     call()
                 times.append((time.perf_counter() - begin) / 20)
             shown.append(f"{1e6 * statistics.median(times):.0f}")
-        print(f"| {case} | {' | '.join(shown)} |", flush=True)
+        print_row(str(case), *shown)
 
 
 def print_limits() -> None:
@@ -202,7 +136,8 @@ def print_limits() -> None:
     source = torch.empty(2**31, dtype=torch.int8, device="cuda")
     target = torch.empty_like(source)
     a, b = torch.randn(2, 8192, 8192, dtype=torch.bfloat16, device="cuda")
-    times = medians({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, 9)
+    calls: dict[str, Call] = {"copy": lambda: target.copy_(source), "product": lambda: a @ b}
+    times = medians(calls, 9, milliseconds)
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, ", end="")
     print(f"cuDNN {torch.backends.cudnn.version()}: ", end="")
     print(f"copies {2 * source.numel() / times['copy'] / 1e6:,.0f} GB/s, ", end="")

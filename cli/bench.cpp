@@ -239,6 +239,7 @@ class BenchCommand : public Command {
     if (result.machine)
       json["machine"] = {{"num_threads", result.num_threads},
                          {"fma_gflops", result.machine->fma_gflops},
+                         {"bfloat16_gflops", result.machine->bfloat16_gflops},
                          {"read_gbs", result.machine->read_gbs}};
     return json;
   }

@@ -8,8 +8,9 @@ namespace keyfold::cli {
 
 /// Measured limits of `num_threads` threads together.
 struct Ceilings {
-  double fma_gflops = 0;  ///< float32 multiply-adds in registers, 2 flops each
-  double read_gbs = 0;    ///< sum over a buffer larger than the caches, 10^9 bytes per second
+  double fma_gflops = 0;       ///< float32 multiply-adds in registers, 2 flops each
+  double bfloat16_gflops = 0;  ///< the same of bfloat16 pairs; 0: no instruction for them
+  double read_gbs = 0;         ///< sum over a buffer larger than the caches, 10^9 bytes per second
 };
 
 /// Measures them with the widest vectors of this CPU: the best of several runs, under two seconds

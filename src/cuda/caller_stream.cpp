@@ -61,9 +61,8 @@ void CallerStream::submit(const std::function<void()>& record, bool timed) {
   if (timed) driver.event_record(slot.begin, stream_);
   record();
   if (timed) driver.event_record(slot.end, stream_);
-#ifdef _WIN32
-  driver.stream_query.quietly(stream_);  // that driver would collect work before it begins
-#endif
+  // Windows' drivers (WSL 2 has them too) collect work before they begin; a query makes them begin.
+  driver.stream_query.quietly(stream_);
   if (timed) ++parts_->submitted;
 }
 

@@ -32,9 +32,8 @@ void Stream::submit(const Record& record, const Record& copy) {
   driver.event_record(slot.begin, parts_->kernels);
   record(parts_->kernels);
   driver.event_record(slot.end, parts_->kernels);
-#ifdef _WIN32
-  driver.stream_query.quietly(parts_->kernels);  // that driver would collect work before it begins
-#endif
+  // Windows' drivers (WSL 2 has them too) collect work before they begin; a query makes them begin.
+  driver.stream_query.quietly(parts_->kernels);
   ++parts_->submitted;
 }
 

@@ -1,11 +1,13 @@
 // keyfold bench, the machine's ceilings, random tensors and the progress bar.
 #include <pty.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
 
 #include "ceilings.hpp"
+#include "keyfold/plan.hpp"
 #include "process.hpp"
 #include "random_tensor.hpp"
 
@@ -63,6 +65,10 @@ TEST(Bench, CeilingsAreMeasured) {
   const Ceilings ceilings = measure_ceilings(1, [&] { ++calls; });
   EXPECT_GT(ceilings.fma_gflops, 0.01);
   EXPECT_GT(ceilings.read_gbs, 0.01);
+  const std::vector<DeviceInfo> all = devices();
+  const auto cpu = std::ranges::find(all, "cpu", &DeviceInfo::backend);
+  ASSERT_NE(cpu, all.end());
+  EXPECT_EQ(ceilings.bfloat16_gflops > 0.01, std::ranges::count(cpu->kernels, "avx512_bf16") == 1);
   EXPECT_GT(calls, 2);
   EXPECT_THROW(measure_ceilings(1, [] { throw std::runtime_error("stop"); }), std::runtime_error);
 }

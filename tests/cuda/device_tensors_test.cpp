@@ -108,6 +108,7 @@ TEST_F(DeviceTensors, OfSeveralDispatchesTheLastIsNotWaitedFor) {
   EXPECT_EQ(report.dispatches, 18);
   EXPECT_EQ(progress, 17);
   EXPECT_EQ(count("wait"), 17);
+  EXPECT_EQ(count("flush there"), 18);  // each begins at once
   EXPECT_EQ(report.longest_dispatch_ms, 1);
 }
 
@@ -118,6 +119,7 @@ TEST_F(DeviceTensors, WhileCapturingNothingIsWaitedForOrTimed) {
   EXPECT_EQ(run().dispatches, 18);
   EXPECT_EQ(count("wait"), 0);
   EXPECT_EQ(count("event"), 0);
+  EXPECT_EQ(count("flush"), 0);
   EXPECT_EQ(count("stream allocation"), 1);
 }
 

@@ -173,7 +173,10 @@ FAKE cuMemsetD8Async(CUdeviceptr to, unsigned char value, std::size_t bytes, CUs
 }
 FAKE cuStreamCreate(CUstream* stream, unsigned) { return make(stream); }
 FAKE cuStreamDestroy(CUstream stream) { return destroy(stream); }
-FAKE cuStreamQuery(CUstream) { return state(); }
+FAKE cuStreamQuery(CUstream stream) {
+  count("flush", stream);
+  return state();
+}
 FAKE cuStreamGetCtx(CUstream, CUcontext* context) {
   *context = setting("KEYFOLD_FAKE_OTHER_CONTEXT", 0) != 0 ? nullptr : contexts.back();
   return state();
