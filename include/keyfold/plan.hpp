@@ -73,8 +73,8 @@ KEYFOLD_API Plan plan(const AttentionShape& shape, const AttentionOptions& optio
 
 /// Makes what a call of this shape with these options needs beside memory, be its tensors on the
 /// host or on the device, and keeps it in the cache on disk: on CUDA, the kernels. Takes as long as
-/// their compilation; nothing where the cache has them, or on a backend that compiles as it runs
-/// (CPU, Vulkan). Throws what plan() throws, and RunError where the device can't be opened.
+/// their compilation; does nothing where the cache has them, on the CPU and on Vulkan. Throws what
+/// plan() throws, and RunError where the device can't be opened.
 KEYFOLD_API void warm(const AttentionShape& shape, const AttentionOptions& options = {});
 
 /// The devices that can run attention here, the default one first. Does not throw for an absent

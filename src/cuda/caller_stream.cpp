@@ -54,16 +54,16 @@ CallerStream::~CallerStream() {
   if (parts_) device_->put_back(std::move(parts_));
 }
 
-void CallerStream::submit(const std::function<void()>& record) {
+void CallerStream::submit(const std::function<void()>& record, bool timed) {
   if (capturing_) return record();
   const Driver& driver = device_->driver();
   const StreamParts::Slot& slot = parts_->slots[parts_->submitted % parts_->slots.size()];
-  driver.event_record(slot.begin, stream_);
+  if (timed) driver.event_record(slot.begin, stream_);
   record();
-  driver.event_record(slot.end, stream_);
+  if (timed) driver.event_record(slot.end, stream_);
   // Windows' drivers (WSL 2 has them too) collect work before they begin; a query makes them begin.
   driver.stream_query.quietly(stream_);
-  ++parts_->submitted;
+  if (timed) ++parts_->submitted;
 }
 
 double CallerStream::wait() {

@@ -44,9 +44,10 @@ class CallerStream {
   bool capturing() const { return capturing_; }
 
   /// Submits the work that `record` enqueues. At most gpu::kFrames are neither waited for nor given
-  /// up.
-  void submit(const std::function<void()>& record);
-  /// Waits for the oldest submission; returns the seconds that it took. Not while capturing.
+  /// up. Events around a short call take the device as long as a kernel of it: what wait() is never
+  /// asked for is not `timed`.
+  void submit(const std::function<void()>& record, bool timed);
+  /// Waits for the oldest timed submission; returns the seconds that it took. Not while capturing.
   double wait();
   /// Waits for all that is queued, whatever has failed.
   void drain() const noexcept;

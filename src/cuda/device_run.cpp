@@ -194,7 +194,10 @@ void DeviceRun::submit(const core::Chunk& chunk, const core::KeySource& source) 
     }
     begin_rows(ends);
     ended_ = ends.out.at != 0;
-    stream_->submit([&] {
+    // The last submission of a problem is not waited for.
+    const bool last = chunk.sole && block_.group_end == problem_.num_groups() &&
+                      block_.row_end == problem_.shape.q_len;
+    const auto record = [&] {
       for (const Piece& piece : pieces) {
         if (!there) gather_keys(piece.box, source);
         if (piece.params.batches != 0) {
@@ -202,7 +205,8 @@ void DeviceRun::submit(const core::Chunk& chunk, const core::KeySource& source) 
         }
         launcher_->run(stream_->get(), piece.launches);
       }
-    });
+    };
+    stream_->submit(record, !last);
     submitted_flops_.push_back(chunk.flops);
   });
 }

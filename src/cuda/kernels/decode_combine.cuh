@@ -108,8 +108,8 @@ KEYFOLD_INLINE void write_waiting(const Params& p, const Cursor& at, const Waiti
 }
 
 // Joins the streams' states of a row in pairs, then what waits for these. `with(join, ml, other)`
-// joins two (m, l) and gives the factors; `values(join, j, other, factors)` do it to what belongs
-// to streams j and other, and `kept_values(level, factors)` to what waits. Returns (m, l).
+// joins two (m, l) and gives the factors; `values(j, other, factors)` does it to what belongs
+// to streams j and other, and `kept_values(level, factors)` with what waits. Returns (m, l).
 template <class With, class Values, class KeptValues>
 KEYFOLD_INLINE float2 join_all(const float2* states, const Waiting& kept, const Way& way, u32 row,
                                const With& with, const Values& values,
