@@ -33,6 +33,12 @@ const char* name_of(Mask mask) {
 
 }  // namespace
 
+std::vector<DType> dtypes_of(std::size_t i) {
+  const std::vector<DType> all = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+  if (scale() == Scale::kTiny) return {all[i % all.size()]};
+  return all;
+}
+
 AttentionShape Case::shape() const {
   return {batch, num_heads, num_kv_heads, q_len, kv_len, head_dim, value_dim ? value_dim : head_dim,
           dtype};

@@ -11,6 +11,10 @@
 
 namespace keyfold::test {
 
+/// The dtypes with which the i-th row of a table of sizes is tested: all; at the tiny scale one, as
+/// software GPUs compile for seconds for each.
+std::vector<DType> dtypes_of(std::size_t i);
+
 enum class Data {
   kNormal,      ///< independent normal values
   kOutliers,    ///< every fiftieth value is 30 times as large
