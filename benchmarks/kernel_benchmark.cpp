@@ -43,20 +43,18 @@ class Step {
         space_(workspace_.thread(0)),
         result_(space_.result.at(0)) {
     const Layout& layout = workspace_.layout();
-    tile_ = {.num_rows = kernels.row_tile,
-             .q = space_.q,
-             .words = layout.words,
-             .padded_value_dim = layout.padded_value_dim,
-             .scale = 1.0f / static_cast<float>(dim),
-             .first = 0,
-             .last = kSplitLen,
-             .scores = space_.scores};
+    tile_.num_rows = layout.row_tile;
+    tile_.q = space_.q;
+    tile_.words = layout.words;
+    tile_.padded_value_dim = layout.padded_value_dim;
+    tile_.scale = 1.0f / static_cast<float>(dim);
+    tile_.scores = space_.scores;
     for (std::int64_t r = 0; r < tile_.num_rows; ++r) {
-      tile_.end[r] = kSplitLen;
-      kernels.pack_q(source(r), space_.q + r * layout.words);
+      tile_.see(r, 0, kSplitLen, panels_of(0, kSplitLen));
+      kernels.pack_q(source(r), space_.q + r * kMaxDim);
     }
     pack_keys(), pack_values(), score(), softmax(), weigh();
-    std::copy_n(result_.o, tile_.num_rows * layout.padded_value_dim, workspace_.states().data);
+    merge();
   }
 
   void pack_keys() {
@@ -73,8 +71,7 @@ class Step {
   void softmax() { kernels.softmax(tile_, result_); }
   void weigh() { kernels.weigh(tile_, workspace_.packed_v(0), 0, kSplitLen, result_); }
   void merge() {
-    for (std::int64_t r = 0; r < tile_.num_rows; ++r)
-      kernels.merge(workspace_.states().at(r), space_.result.at(r), tile_.padded_value_dim);
+    kernels.merge(workspace_.states().at(0), result_, tile_.padded_value_dim, tile_.num_rows);
   }
 
   double scores() const { return static_cast<double>(tile_.num_rows * kSplitLen); }
