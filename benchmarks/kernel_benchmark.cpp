@@ -5,8 +5,6 @@
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
-#include <functional>
-#include <map>
 #include <string>
 
 #include "ceilings.hpp"
