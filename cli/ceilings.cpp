@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <chrono>
 #include <cstddef>
 #include <latch>
@@ -84,7 +83,7 @@ HWY_EXPORT(run_sum);
 __attribute__((target("avx512f,avx512bf16"))) double run_pairs(std::int64_t iterations,
                                                                float& sink) {
   constexpr std::size_t kSums = 12;
-  const auto ones = std::bit_cast<__m512bh>(_mm512_set1_epi32(0x3f803f80));
+  const __m512bh ones = _mm512_cvtne2ps_pbh(_mm512_set1_ps(1), _mm512_set1_ps(1));
   __m512 sums[kSums];
   for (std::size_t s = 0; s < kSums; ++s) sums[s] = _mm512_set1_ps(static_cast<float>(s));
   for (std::int64_t i = 0; i < iterations; ++i) {
