@@ -7,6 +7,17 @@
 
 namespace keyfold {
 
+/// The numbers of a state, float32, in host memory. Two states over disjoint keys merge by
+///
+///   m = max(m_a, m_b);  l = exp(m_a - m) l_a + exp(m_b - m) l_b;  o likewise
+///
+/// so that they can be kept, sent, and merged by others: by reductions over many machines, say.
+struct StateView {
+  MutableTensorView m;  ///< [batch, num_heads, q_len, 1]: the largest score seen; -inf: none was
+  MutableTensorView l;  ///< [batch, num_heads, q_len, 1]: sum of exp(score - m), without sinks
+  MutableTensorView o;  ///< [batch, num_heads, q_len, value_dim]: sum of exp(score - m) v
+};
+
 /// The running state (m, l, o) of attention for a fixed q, fed with keys as they come.
 ///
 /// Feeding the keys of one call in any number of pieces, cut anywhere, gives the same bits as that
@@ -36,6 +47,11 @@ class KEYFOLD_API AttentionState {
   /// state is unchanged; after a Cancelled or a failure it can only be destroyed.
   void update(const TensorView& k, const TensorView& v);
 
+  /// Goes on at another key, so that those between are not seen: `key` is a multiple of the
+  /// kernel's split_len and at least next_key(). The bits are those of a call in which a mask hides
+  /// them. Throws InvalidArgument, with the state unchanged.
+  void skip_to(std::int64_t key);
+
   /// Adds the keys that `other` has seen; other is left empty. q, its shape and the options that
   /// define the formula must be the same and the keys disjoint. Exact up to float32 rounding: the
   /// order of merging is not the order of one call, so the bits may differ from it. This state can
@@ -48,7 +64,17 @@ class KEYFOLD_API AttentionState {
   Report finish(const MutableTensorView& out,
                 const std::optional<MutableTensorView>& lse = std::nullopt);
 
-  /// Absolute position of the next key: first_key plus the keys fed so far.
+  /// Copies the state of all rows. The ragged end is folded for it: keys can be fed after that only
+  /// from the begin of a split on. On an error in the arguments nothing is written.
+  void save(const StateView& to);
+
+  /// Takes these numbers for the keys seen so far, which are forgotten: what save() gave, or what
+  /// several of these merge to, of the same q and formula. `num_kv_heads` is that of the keys.
+  /// next_key() stays. With what the same kernel's save() gave, the bits are as if this state had
+  /// seen the keys. On an error in the arguments the state is unchanged.
+  void load(const StateView& from, std::int64_t num_kv_heads);
+
+  /// Absolute position of the next key: first_key plus the keys fed and skipped so far.
   std::int64_t next_key() const noexcept;
 
  private:

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/problem.hpp"
+#include "keyfold/state.hpp"
 
 namespace keyfold::core {
 
@@ -91,7 +92,10 @@ class Run {
   virtual double wait() = 0;
   /// Adds the state of a run over the same block and other keys.
   virtual void merge(Run& other) = 0;
-  /// Copies the state of all rows to the host. Nothing is in flight.
+  /// Copies the state of all rows to tensors of the whole call, or from them. Nothing is in flight.
+  virtual void save([[maybe_unused]] const StateView& to) { cannot_move(); }
+  virtual void load([[maybe_unused]] const StateView& from) { cannot_move(); }
+  /// Keeps a copy of the state on the host. Nothing is in flight.
   virtual void checkpoint() {}
   /// After DeviceLost: makes the device anew (unless another run already has), drops what was in
   /// flight and restores the state of the last checkpoint, or else the empty state. May throw
@@ -103,6 +107,11 @@ class Run {
   /// all of them, or nothing when it throws.
   virtual void finish(const MutableTensorView& out,
                       const std::optional<MutableTensorView>& lse) = 0;
+
+ private:
+  [[noreturn]] static void cannot_move() {
+    throw RunError(ErrorCode::kUnsupported, "the state of this run stays on its device");
+  }
 };
 
 /// Backends are made once and shared by all threads.

@@ -258,6 +258,17 @@ void Session::merge(Run& run, Run& other) {
   });
 }
 
+void Session::save(Run& run, const StateView& to) {
+  survive(run, nullptr, [&] { run.save(to); });
+}
+
+void Session::load(Run& run, const StateView& from) {
+  survive(run, nullptr, [&] {
+    run.load(from);
+    checkpoint(run);
+  });
+}
+
 void Session::finish(Run& run, const MutableTensorView& out,
                      const std::optional<MutableTensorView>& lse) {
   survive(run, nullptr, [&] {

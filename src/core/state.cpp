@@ -46,10 +46,19 @@ class AttentionState::Impl {
     AttentionShape likely = shape_;
     likely.num_kv_heads = shape_.num_heads;
     likely.value_dim = shape_.head_dim;
-    check_first_key(core::Session(core::make_problem(likely, &q_, options_), options_.run));
+    const core::Session session(core::make_problem(likely, &q_, options_), options_.run);
+    split_len_ = session.kernel().split_len;
+    check_position("first_key", first_key, 0, split_len_);
   }
 
   std::int64_t next_key() const { return tail_begin_ + (tail_ ? tail_->size() : 0); }
+
+  void skip_to(std::int64_t key) {
+    check_usable();
+    check_position("key", key, next_key(), split_len_);
+    if (session_) fold_tail();
+    tail_begin_ = key;
+  }
 
   void update(const TensorView& k, const TensorView& v) {
     check_usable();
@@ -60,6 +69,10 @@ class AttentionState::Impl {
     }
     const std::int64_t count = core::check_keys(shape, k, v);
     check_mask_reaches(count);
+    if (count > 0 && tail_begin_ % split_len_ != 0) {
+      throw InvalidArgument("k", "expected no keys, as the state was saved inside a split, got " +
+                                     std::to_string(count) + "; skip_to() the next split");
+    }
     const core::KeySource source = core::locate_keys(k, v, next_key());
     if (!session_) begin(shape, core::backend_of(source), &source);
     session_->check_reaches(source);
@@ -71,14 +84,48 @@ class AttentionState::Impl {
       append(source, {0, used});
       if (tail_->room() == 0) fold_tail();
     }
-    const std::int64_t split_len = session_->kernel().split_len;
-    const std::int64_t whole = (count - used) / split_len * split_len;
+    const std::int64_t whole = (count - used) / split_len_ * split_len_;
     if (whole > 0) {
       fold(source, {tail_begin_, tail_begin_ + whole});
       tail_begin_ += whole;
       used += whole;
     }
     if (used < count) append(source, {used, count});
+    usable_ = true;
+  }
+
+  void save(const StateView& to) {
+    check_usable();
+    AttentionShape shape = shape_;
+    if (!session_) {  // no key ever came
+      shape.num_kv_heads = shape.num_heads;
+      shape.value_dim = to.o.sizes[3];
+    }
+    core::check_state(shape, to, true);
+    if (!session_) begin(shape, {});
+    usable_ = false;
+    fold_tail();
+    session_->save(*run_, to);
+    usable_ = true;
+  }
+
+  void load(const StateView& from, std::int64_t num_kv_heads) {
+    check_usable();
+    AttentionShape shape = shape_;
+    if (!session_) {
+      shape.num_kv_heads = num_kv_heads;
+      shape.value_dim = from.o.sizes[3];
+    } else if (num_kv_heads != shape.num_kv_heads) {
+      throw InvalidArgument("num_kv_heads", "expected " + std::to_string(shape.num_kv_heads) +
+                                                ", as the keys had, got " +
+                                                std::to_string(num_kv_heads));
+    }
+    core::check_state(shape, from, false);
+    if (!session_) begin(shape, {});
+    usable_ = false;
+    tail_begin_ = next_key();
+    tail_->clear();
+    session_->load(*run_, from);
     usable_ = true;
   }
 
@@ -154,13 +201,12 @@ class AttentionState::Impl {
     }
   }
 
-  void check_first_key(const core::Session& session) const {
-    const std::int64_t split_len = session.kernel().split_len;
-    if (first_key_ >= 0 && first_key_ <= core::kUnknownLength && first_key_ % split_len == 0)
-      return;
-    throw InvalidArgument("first_key",
-                          "expected a multiple of split_len = " + std::to_string(split_len) +
-                              " from 0 to 2^60, got " + std::to_string(first_key_));
+  static void check_position(const char* name, std::int64_t key, std::int64_t least,
+                             std::int64_t split_len) {
+    if (key >= least && key <= core::kUnknownLength && key % split_len == 0) return;
+    throw InvalidArgument(name, "expected a multiple of split_len = " + std::to_string(split_len) +
+                                    " from " + std::to_string(least) + " to 2^60, got " +
+                                    std::to_string(key));
   }
 
   /// Begins on the backend `home`, unless the options name another. An error leaves no trace.
@@ -169,7 +215,8 @@ class AttentionState::Impl {
     auto session = std::make_unique<core::Session>(core::make_problem(shape, &q_, options_),
                                                    options_.run, home);
     if (source) session->check_reaches(*source);
-    check_first_key(*session);  // the backend may be another than at first
+    const std::int64_t split_len = session->kernel().split_len;  // the backend may be another now
+    check_position("first_key", tail_begin_, 0, split_len);
     const std::vector<core::Block> blocks = session->blocks();
     if (blocks.size() != 1) {
       const core::Block all{0, session->problem().num_groups(), 0, shape.q_len};
@@ -179,7 +226,8 @@ class AttentionState::Impl {
                                 std::to_string(session->settings().max_scratch_bytes));
     }
     auto run = session->begin(blocks.front());
-    tail_.emplace(shape, session->kernel().split_len);
+    tail_.emplace(shape, split_len);
+    split_len_ = split_len;
     shape_ = shape;
     block_ = blocks.front();
     session_ = std::move(session);
@@ -213,7 +261,8 @@ class AttentionState::Impl {
   TensorView q_;
   AttentionOptions options_;
   std::vector<std::int64_t> kv_lens_;
-  AttentionShape shape_;  // num_kv_heads and value_dim are 0 until the first update
+  AttentionShape shape_;        // num_kv_heads and value_dim are 0 until the first update
+  std::int64_t split_len_ = 1;  // of the kernel; before the first update, of a likely one
   std::int64_t first_key_;
   std::int64_t tail_begin_;  // absolute position of the tail's first key
   bool usable_ = true;
@@ -232,6 +281,18 @@ AttentionState& AttentionState::operator=(AttentionState&&) noexcept = default;
 
 void AttentionState::update(const TensorView& k, const TensorView& v) {
   core::guard_memory([&] { impl_->update(k, v); });
+}
+
+void AttentionState::skip_to(std::int64_t key) {
+  core::guard_memory([&] { impl_->skip_to(key); });
+}
+
+void AttentionState::save(const StateView& to) {
+  core::guard_memory([&] { impl_->save(to); });
+}
+
+void AttentionState::load(const StateView& from, std::int64_t num_kv_heads) {
+  core::guard_memory([&] { impl_->load(from, num_kv_heads); });
 }
 
 void AttentionState::merge(AttentionState&& other) {

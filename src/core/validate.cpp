@@ -239,6 +239,17 @@ void check_output(const AttentionShape& s, const MutableTensorView& out,
   check_view("lse", *lse, true, where);
 }
 
+void check_state(const AttentionShape& s, const StateView& state, bool written) {
+  const auto check = [&](const char* name, const MutableTensorView& view, std::int64_t dim) {
+    check_dtype(name, view.dtype, DType::kFloat32);
+    check_sizes(name, view, {s.batch, s.num_heads, s.q_len, dim});
+    check_view(name, view, written);
+  };
+  check("m", state.m, 1);
+  check("l", state.l, 1);
+  check("o", state.o, s.value_dim);
+}
+
 Problem make_problem(const AttentionShape& shape, const TensorView* q,
                      const AttentionOptions& options) {
   check_shape(shape);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/problem.hpp"
+#include "keyfold/state.hpp"
 
 namespace keyfold::core {
 
@@ -22,6 +23,9 @@ std::int64_t check_keys(const AttentionShape& shape, const TensorView& k, const 
 /// The tensors that receive the result, where q is.
 void check_output(const AttentionShape& shape, const MutableTensorView& out,
                   const std::optional<MutableTensorView>& lse, const Device& where = {});
+
+/// The tensors of a state; if `written`, they receive it.
+void check_state(const AttentionShape& shape, const StateView& state, bool written);
 
 /// A view by itself, in memory of `where`: non-null aligned data (unless it is empty), sizes and
 /// strides >= 0, all byte offsets within 63 bits; if `written`, no two elements at one address.

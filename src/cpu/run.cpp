@@ -377,26 +377,41 @@ void CpuRun::merge(core::Run& other) {
   });
 }
 
-void CpuRun::finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) {
-  const std::int64_t heads = problem_.group_size();
-  const std::int64_t per_group = (block_.row_end - block_.row_begin) * heads;
+void CpuRun::for_each_state(const std::function<void(const Row&, const RowState&)>& body) {
+  const std::int64_t per_group = (block_.row_end - block_.row_begin) * problem_.group_size();
   const RowStates& states = workspace_.states();
   on_threads(states.rows * states.padded_dim <= kAloneRowFloats, [&] {
     for_each(0, states.rows, [&](std::int64_t index) {
       const std::int64_t group = block_.group_begin + index / per_group;
-      const Row row = row_at(group, index % per_group);
-      const RowState state = states.at(index);
-      std::optional<float> sink;
-      if (!problem_.sinks.empty()) sink = problem_.sinks[static_cast<std::size_t>(row.head)];
-      const core::RowEnd end = core::end_row(*state.m, *state.l, sink);
-      kernels_.finish_row(end, state.o, problem_.shape.value_dim, out.dtype,
-                          core::element(out, row.batch, row.head, row.row, 0),
-                          out.strides[3] * size_of(out.dtype));
-      if (lse) {
-        core::store_float(core::element(*lse, row.batch, row.head, row.row, 0), DType::kFloat32,
-                          end.lse);
-      }
+      body(row_at(group, index % per_group), states.at(index));
     });
+  });
+}
+
+void CpuRun::save(const StateView& to) {
+  for_each_state([&](const Row& row, const RowState& state) {
+    core::save_row(to, row, *state.m, *state.l, state.o);
+  });
+}
+
+void CpuRun::load(const StateView& from) {
+  for_each_state([&](const Row& row, const RowState& state) {
+    core::load_row(from, row, *state.m, *state.l, state.o);
+  });
+}
+
+void CpuRun::finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) {
+  for_each_state([&](const Row& row, const RowState& state) {
+    std::optional<float> sink;
+    if (!problem_.sinks.empty()) sink = problem_.sinks[static_cast<std::size_t>(row.head)];
+    const core::RowEnd end = core::end_row(*state.m, *state.l, sink);
+    kernels_.finish_row(end, state.o, problem_.shape.value_dim, out.dtype,
+                        core::element(out, row.batch, row.head, row.row, 0),
+                        out.strides[3] * size_of(out.dtype));
+    if (lse) {
+      core::store_float(core::element(*lse, row.batch, row.head, row.row, 0), DType::kFloat32,
+                        end.lse);
+    }
   });
 }
 

@@ -4,8 +4,10 @@
 #include <tbb/task_arena.h>
 
 #include <deque>
+#include <functional>
 
 #include "core/backend.hpp"
+#include "core/saved_row.hpp"
 #include "cpu/workspace.hpp"
 
 namespace keyfold::cpu {
@@ -22,6 +24,8 @@ class CpuRun : public core::Run {
   void submit(const core::Chunk& chunk, const core::KeySource& source) override;
   double wait() override;
   void merge(core::Run& other) override;
+  void save(const StateView& to) override;
+  void load(const StateView& from) override;
   void finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) override;
 
  private:
@@ -30,10 +34,7 @@ class CpuRun : public core::Run {
     std::int64_t group;
     core::KeyRange keys;
   };
-  /// A query row of a group, by its number among the block's rows x query heads of the group.
-  struct Row {
-    std::int64_t batch, head, row;
-  };
+  using Row = core::RowIndex;
 
   /// Runs `work`, whose for_each() then goes on the arena's threads, or on this one alone.
   template <class Work>
@@ -42,9 +43,13 @@ class CpuRun : public core::Run {
   void for_each(std::int64_t begin, std::int64_t end, const Body& body) const;
   ThreadSpace this_thread() const;
 
+  /// A row of a group, by its number among the block's rows x query heads of the group.
   Row row_at(std::int64_t group, std::int64_t index) const;
   RowState state_at(std::int64_t group, std::int64_t index) const;
   Split split_at(std::int64_t group, std::int64_t key, std::int64_t key_end) const;
+
+  /// Calls it for each row of the block and its state, on all threads.
+  void for_each_state(const std::function<void(const Row&, const RowState&)>& body);
 
   void fold_by_rows(const ChunkBox& box, const core::KeySource& source);
   void fold_by_splits(const ChunkBox& box, const core::KeySource& source);

@@ -172,6 +172,33 @@ gpu::HostState CudaRun::download() {
   return saved;
 }
 
+void CudaRun::save(const StateView& to) {
+  guarded([&] {
+    const gpu::HostState state = download();
+    arena_.execute([&] { gpu::save_rows(problem_, block_, state, to); });
+  });
+}
+
+void CudaRun::load(const StateView& from) {
+  guarded([&] {
+    const Driver& driver = on_->device->driver();
+    gpu::HostState state;
+    arena_.execute(
+        [&] { state = gpu::load_rows(problem_, block_, from, layout_.padded_value_dim()); });
+    const std::int64_t bytes = layout_.state(states()), piece = layout_.piece(states());
+    for (std::int64_t at = 0; at < bytes; at += piece) {
+      const std::size_t size = usize(std::min(piece, bytes - at));
+      std::memcpy(on_->transfer->host, reinterpret_cast<const std::byte*>(state.o.get()) + at,
+                  size);
+      on_->stream.submit([&](CUstream stream) {
+        driver.memcpy_htod_async(on_->state->address + usize(at),
+                                 static_cast<const void*>(on_->transfer->host), size, stream);
+      });
+      on_->stream.wait();
+    }
+  });
+}
+
 void CudaRun::merge(core::Run& other) {
   const auto& from = dynamic_cast<const CudaRun&>(other);
   guarded([&] {

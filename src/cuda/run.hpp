@@ -26,6 +26,8 @@ class CudaRun : public core::Run {
   void submit(const core::Chunk& chunk, const core::KeySource& source) override;
   double wait() override;
   void merge(core::Run& other) override;
+  void save(const StateView& to) override;
+  void load(const StateView& from) override;
   void finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) override;
 
  private:

@@ -216,20 +216,39 @@ void VulkanRun::checkpoint() {
   guard_run(gpu_, on_->device, [&] { saved_ = download(); });
 }
 
+void VulkanRun::restore() {
+  const std::int64_t bytes = layout_.state(states()), piece = layout_.piece(states());
+  for (std::int64_t at = 0; at < bytes; at += piece) {
+    const std::int64_t size = std::min(piece, bytes - at);
+    std::memcpy(on_->transfer->host, reinterpret_cast<const std::byte*>(saved_->o.get()) + at,
+                static_cast<std::size_t>(size));
+    on_->stream.submit([&](const Commands& commands) {
+      commands.copyBuffer(*on_->transfer->handle, *on_->state->handle, copy_of(size, 0, at));
+    });
+    on_->stream.wait();
+  }
+}
+
 void VulkanRun::recover() {
   guard_begin(gpu_, [&](const auto& device) {
     prepare(device);
-    if (!saved_) return;
-    const std::int64_t bytes = layout_.state(states()), piece = layout_.piece(states());
-    for (std::int64_t at = 0; at < bytes; at += piece) {
-      const std::int64_t size = std::min(piece, bytes - at);
-      std::memcpy(on_->transfer->host, reinterpret_cast<const std::byte*>(saved_->o.get()) + at,
-                  static_cast<std::size_t>(size));
-      on_->stream.submit([&](const Commands& commands) {
-        commands.copyBuffer(*on_->transfer->handle, *on_->state->handle, copy_of(size, 0, at));
-      });
-      on_->stream.wait();
-    }
+    if (saved_) restore();
+  });
+}
+
+void VulkanRun::save(const StateView& to) {
+  guard_run(gpu_, on_->device, [&] {
+    const gpu::HostState state = download();
+    arena_.execute([&] { gpu::save_rows(problem_, block_, state, to); });
+  });
+}
+
+void VulkanRun::load(const StateView& from) {
+  guard_run(gpu_, on_->device, [&] {
+    arena_.execute(
+        [&] { saved_ = gpu::load_rows(problem_, block_, from, layout_.padded_value_dim()); });
+    begin_state();
+    restore();
   });
 }
 

@@ -26,6 +26,8 @@ class VulkanRun : public core::Run {
   void submit(const core::Chunk& chunk, const core::KeySource& source) override;
   double wait() override;
   void merge(core::Run& other) override;
+  void save(const StateView& to) override;
+  void load(const StateView& from) override;
   void checkpoint() override;
   void recover() override;
   void finish(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) override;
@@ -66,6 +68,7 @@ class VulkanRun : public core::Run {
                       const std::vector<Dispatch>& dispatches) const;
   void write_head(OnDevice::Frame& frame, std::vector<Params>& params, const ChunkBox& box) const;
   gpu::HostState download();
+  void restore();  ///< the device's state from saved_
   std::int64_t states() const;
 
   Gpu& gpu_;
