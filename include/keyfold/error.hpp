@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "keyfold/export.h"
 
@@ -17,6 +19,7 @@ enum class ErrorCode : int {
   kOutOfMemory = 4,      ///< host or device memory ran out
   kDeviceFailure = 5,    ///< the device failed while it ran a dispatch
   kInternal = 6,         ///< a defect in keyfold
+  kPeerFailure = 7,      ///< another rank failed or does not answer; not from the C API
 };
 
 /// Common base of all errors, beside std::exception: `catch (const keyfold::Error&)` takes them
@@ -77,6 +80,18 @@ class KEYFOLD_API Cancelled : public RunError {
 
  private:
   Progress where_;
+};
+
+/// Other ranks failed, or do not answer; see ContextParallel.
+class KEYFOLD_API PeerError : public RunError {
+ public:
+  PeerError(const std::string& message, std::vector<int> ranks)
+      : RunError(ErrorCode::kPeerFailure, message), ranks_(std::move(ranks)) {}
+  /// Which; empty where that could not be found out.
+  const std::vector<int>& ranks() const noexcept { return ranks_; }
+
+ private:
+  std::vector<int> ranks_;
 };
 
 }  // namespace keyfold

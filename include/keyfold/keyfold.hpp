@@ -2,9 +2,11 @@
 #pragma once
 
 #include "keyfold/attention.hpp"
+#include "keyfold/context_parallel.hpp"
 #include "keyfold/device_memory.hpp"
 #include "keyfold/error.hpp"
 #include "keyfold/options.hpp"
 #include "keyfold/plan.hpp"
 #include "keyfold/state.hpp"
 #include "keyfold/tensor.hpp"
+#include "keyfold/transport.hpp"

@@ -259,7 +259,10 @@ void Session::merge(Run& run, Run& other) {
 }
 
 void Session::save(Run& run, const StateView& to) {
-  survive(run, nullptr, [&] { run.save(to); });
+  survive(run, nullptr, [&] {
+    drive(run);
+    run.save(to);
+  });
 }
 
 void Session::load(Run& run, const StateView& from) {

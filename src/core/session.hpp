@@ -52,7 +52,7 @@ class Session {
   void keep(Run& run);
   /// Adds the state of a run of another session over other keys; both must have been kept.
   void merge(Run& run, Run& other);
-  /// Copies the run's state, which must have been kept, to tensors of the whole call, or from them.
+  /// Copies the run's state to tensors of the whole call, or from them.
   void save(Run& run, const StateView& to);
   void load(Run& run, const StateView& from);
   /// Writes the block's rows.

@@ -1,0 +1,228 @@
+// A call of all ranks: check, agree, run, hand out.
+#include "keyfold/context_parallel.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+#include <sstream>
+#include <utility>
+
+#include "core/guard.hpp"
+#include "core/half.hpp"
+#include "core/validate.hpp"
+#include "ranks/agreement.hpp"
+#include "ranks/merge.hpp"
+
+namespace keyfold {
+namespace ranks {
+namespace {
+
+void check(const char* name, bool good, const char* expected, double got) {
+  if (good) return;
+  std::ostringstream message;
+  message << "expected " << expected << ", got " << got;
+  throw InvalidArgument(name, message.str());
+}
+
+void check_on_host(const char* name, const TensorView& view) { core::check_device(name, view, {}); }
+
+/// This rank's tensors by themselves; what they have in common with others' comes later.
+void check_tensors(const TensorView& q, const TensorView& k, const TensorView& v,
+                   const MutableTensorView& out, const ContextParallelOptions& options) {
+  check("stripe_len", options.stripe_len >= 0, "at least 0",
+        static_cast<double>(options.stripe_len));
+  check("block_bytes", options.block_bytes >= 1, "at least 1",
+        static_cast<double>(options.block_bytes));
+  check("timeout_seconds", options.timeout_seconds > 0 && std::isfinite(options.timeout_seconds),
+        "a number above 0", options.timeout_seconds);
+  if (options.attention.device_kv_lens != nullptr) {
+    throw InvalidArgument("device_kv_lens", "expected kv_lens in host memory, got them elsewhere");
+  }
+  TensorView one_row = q;  // a rank may have none
+  if (options.queries == Queries::kOwn && q.sizes[2] == 0) one_row.sizes[2] = 1;
+  AttentionShape shape;
+  shape.batch = one_row.sizes[0];
+  shape.num_heads = one_row.sizes[1];
+  shape.num_kv_heads = k.sizes[1];
+  shape.q_len = one_row.sizes[2];
+  shape.kv_len = k.sizes[2];
+  shape.head_dim = one_row.sizes[3];
+  shape.value_dim = v.sizes[3];
+  shape.dtype = q.dtype;
+  core::make_problem(shape, nullptr, {});  // checks the shape
+  check_on_host("q", q);
+  core::check_view("q", q);
+  core::check_keys(shape, k, v);
+  shape.q_len = q.sizes[2];
+  core::check_output(shape, out, options.attention.lse);
+}
+
+template <class T>
+std::string text(const T& value) {
+  std::ostringstream stream;
+  stream.precision(17);
+  stream << value;
+  return stream.str();
+}
+template <class T>
+std::string text(const std::optional<T>& value) {
+  return value ? text(*value) : "none";
+}
+std::string text(const Dims& sizes) {
+  return '[' + text(sizes[0]) + ", " + text(sizes[1]) + ", " + text(sizes[2]) + ", " +
+         text(sizes[3]) + ']';
+}
+std::string text(const std::optional<TensorView>& tensor) {
+  return tensor ? std::string(name_of(tensor->dtype)) + ' ' + text(tensor->sizes) : "none";
+}
+
+std::string sinks_text(const std::optional<TensorView>& sinks) {
+  std::string result = text(sinks);
+  if (!sinks || sinks->data == nullptr || sinks->dtype == DType::kBool) return result;
+  for (std::int64_t h = 0; h < sinks->sizes[1]; ++h) {
+    result += ' ' + text(core::load_float(core::element(*sinks, 0, h, 0, 0), sinks->dtype));
+  }
+  return result;
+}
+
+/// All that must be the same on every rank.
+std::vector<Field> fields_of(const TensorView& q, const TensorView& k, const TensorView& v,
+                             const ContextParallelOptions& options) {
+  const AttentionOptions& a = options.attention;
+  const bool own = options.queries == Queries::kOwn;
+  std::vector<Field> fields = {
+      {"queries", own ? "own" : "replicated"},
+      {"order", options.order == MergeOrder::kOrdered ? "ordered" : "reduce"},
+      {"stripe_len", text(options.stripe_len)},
+      {"block_bytes", text(options.block_bytes)},
+      {"dtype", std::string(name_of(q.dtype))},
+      {"batch", text(q.sizes[0])},
+      {"num_heads", text(q.sizes[1])},
+      {"num_kv_heads", text(k.sizes[1])},
+      {"q_len", own ? "any" : text(q.sizes[2])},
+      {"head_dim", text(q.sizes[3])},
+      {"value_dim", text(v.sizes[3])},
+      {"scale", text(a.scale)},
+      {"causal", text(a.causal)},
+      {"q_offset", text(a.q_offset)},
+      {"window.left", text(a.window.left)},
+      {"window.right", text(a.window.right)},
+      {"softcap", text(a.softcap)},
+      {"mask", text(a.mask)},
+      {"sinks", sinks_text(a.sinks)},
+  };
+  std::string lengths = a.kv_lens.empty() ? "none" : "";
+  for (const std::int64_t length : a.kv_lens) lengths += text(length) + ' ';
+  fields.push_back({"kv_lens", lengths});
+  return fields;
+}
+
+std::vector<Owned> owned_rows(const Shares& shares, Queries queries) {
+  if (queries == Queries::kReplicated) return {{Slice::kAll, 0, shares.q_len.front()}};
+  std::vector<Owned> owned;
+  std::int64_t row = 0;
+  for (std::size_t rank = 0; rank < shares.q_len.size(); ++rank) {
+    owned.push_back({static_cast<int>(rank), row, row + shares.q_len[rank]});
+    row = owned.back().row_end;
+  }
+  return owned;
+}
+
+void run(Channel& channel, const TensorView& q, const TensorView& k, const TensorView& v,
+         const MutableTensorView& out, const ContextParallelOptions& options,
+         ContextParallelReport& result) {
+  std::exception_ptr failure;
+  std::vector<Field> fields;
+  try {
+    check_tensors(q, k, v, out, options);
+    fields = fields_of(q, k, v, options);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  const Shares shares = agree(channel, fields, k.sizes[2], q.sizes[2], failure);
+
+  // What is thrown from here to the job is thrown by all ranks: all have the same numbers.
+  const std::vector<Owned> owned = owned_rows(shares, options.queries);
+  AttentionShape shape;
+  shape.batch = q.sizes[0];
+  shape.num_heads = q.sizes[1];
+  shape.num_kv_heads = k.sizes[1];
+  shape.q_len = owned.back().row_end;
+  shape.kv_len = std::accumulate(shares.kv_len.begin(), shares.kv_len.end(), std::int64_t{0});
+  shape.head_dim = q.sizes[3];
+  shape.value_dim = v.sizes[3];
+  shape.dtype = q.dtype;
+  result.kv_len = shape.kv_len;
+  std::vector<Segment> segments = segments_of(shares.kv_len, options.stripe_len);
+  Job job(channel, core::make_problem(shape, nullptr, options.attention), q, k, v, out, options,
+          std::move(segments), owned);
+  if (options.order == MergeOrder::kOrdered) {
+    merge_in_order(job, options.block_bytes);
+  } else {
+    merge_by_reductions(job, options.block_bytes);
+  }
+  job.rethrow();
+  job.commit();
+  result.report = job.report();
+}
+
+}  // namespace
+}  // namespace ranks
+
+class ContextParallel::Impl {
+ public:
+  explicit Impl(std::unique_ptr<Transport> transport) : transport_(std::move(transport)) {
+    if (!transport_) throw InvalidArgument("transport", "expected a transport, got none");
+  }
+
+  const Transport& transport() const { return *transport_; }
+
+  ContextParallelReport run(const TensorView& q, const TensorView& k, const TensorView& v,
+                            const MutableTensorView& out, const ContextParallelOptions& options) {
+    if (broken_) {
+      throw InvalidArgument("ranks",
+                            "expected ranks that can work together, but an earlier call "
+                            "ended in the middle; end the process");
+    }
+    const auto start = std::chrono::steady_clock::now();
+    ContextParallelReport result;
+    ranks::Channel channel(*transport_, options.timeout_seconds > 0
+                                            ? options.timeout_seconds
+                                            : ContextParallelOptions().timeout_seconds);
+    try {
+      ranks::run(channel, q, k, v, out, options, result);
+    } catch (...) {
+      channel.poke();
+      broken_ = !channel.idle();
+      throw;
+    }
+    result.messages = channel.messages();
+    result.message_bytes = channel.message_bytes();
+    result.waiting_ms = channel.waiting_seconds() * 1e3;
+    result.report.elapsed_ms =
+        std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    return result;
+  }
+
+ private:
+  std::unique_ptr<Transport> transport_;
+  bool broken_ = false;
+};
+
+ContextParallel::ContextParallel(std::unique_ptr<Transport> transport)
+    : impl_(std::make_unique<Impl>(std::move(transport))) {}
+ContextParallel::~ContextParallel() = default;
+ContextParallel::ContextParallel(ContextParallel&&) noexcept = default;
+ContextParallel& ContextParallel::operator=(ContextParallel&&) noexcept = default;
+
+int ContextParallel::rank() const noexcept { return impl_->transport().rank(); }
+int ContextParallel::num_ranks() const noexcept { return impl_->transport().num_ranks(); }
+
+ContextParallelReport ContextParallel::scaled_dot_product_attention(
+    const TensorView& q, const TensorView& k, const TensorView& v, const MutableTensorView& out,
+    const ContextParallelOptions& options) {
+  return core::guard_memory([&] { return impl_->run(q, k, v, out, options); });
+}
+
+}  // namespace keyfold

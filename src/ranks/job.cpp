@@ -1,0 +1,186 @@
+// Sessions over slices; what the others are told is reduce.cpp's and chain.cpp's.
+#include "ranks/job.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <limits>
+
+#include "core/device_memory.hpp"
+#include "core/guard.hpp"
+#include "core/half.hpp"
+
+namespace keyfold::ranks {
+namespace {
+
+/// Rows [begin, begin + count) of the len axis.
+TensorView rows_of(TensorView view, std::int64_t begin, std::int64_t count) {
+  view.data =
+      static_cast<const std::byte*>(view.data) + begin * view.strides[2] * size_of(view.dtype);
+  view.sizes[2] = count;
+  return view;
+}
+
+core::Block block_of(const Slice& slice, const core::Problem& problem) {
+  const std::int64_t kv_heads = problem.shape.num_kv_heads;
+  return {slice.batch_begin * kv_heads + slice.kv_head_begin,
+          (slice.batch_end - 1) * kv_heads + slice.kv_head_end, slice.row_begin, slice.row_end};
+}
+
+MutableTensorView writable(const TensorView& view) {
+  return {const_cast<void*>(view.data), view.dtype, view.sizes, view.strides};
+}
+
+}  // namespace
+
+Job::Job(Channel& channel, core::Problem problem, const TensorView& q, const TensorView& k,
+         const TensorView& v, const MutableTensorView& out, const ContextParallelOptions& options,
+         std::vector<Segment> segments, std::vector<Owned> owned)
+    : channel_(channel),
+      problem_(std::move(problem)),
+      q_(q),
+      k_(k),
+      v_(v),
+      out_(out),
+      attention_(options.attention),
+      user_progress_(std::move(attention_.run.progress)),
+      segments_(std::move(segments)),
+      owned_(std::move(owned)) {
+  attention_.run.progress = [this](const Progress& progress) { progressed(progress); };
+  const AttentionShape& s = problem_.shape;
+  if (own_rows()) first_row_ = owned_[static_cast<std::size_t>(channel.rank())].row_begin;
+  attempt([&] {
+    core::guard_memory([&] {
+      problem_ = core::make_problem(s, &q, attention_);
+      session_ = std::make_unique<core::Session>(problem_, attention_.run);
+      split_len_ = session_->kernel().split_len;
+      check_begins(segments_, channel.rank(), split_len_, options.stripe_len);
+      AttentionShape mine = s;
+      mine.q_len = q.sizes[2];
+      staging_.emplace(mine, attention_.lse.has_value());
+    });
+    report_ = session_->report();
+  });
+  double all = 0, own = 0;
+  for (const Segment& segment : segments_) {
+    const double pairs = problem_.visible_pairs(
+        {0, problem_.num_groups(), 0, s.q_len, segment.keys.begin, segment.keys.end});
+    all += pairs;
+    if (segment.rank == channel.rank()) own += pairs;
+  }
+  if (own > 0) share_ = own / all;
+}
+
+std::string Job::kernel() const { return report_.backend + " " + report_.kernel; }
+
+void Job::progressed(Progress progress) {
+  channel_.poke();
+  in_session_ = progress.fraction;
+  if (!user_progress_) return;
+  progress.fraction = std::min(1.0, (done_ + in_session_) / share_);
+  progress.dispatches += report_.dispatches;
+  progress.elapsed_ms += report_.elapsed_ms;
+  progress.longest_dispatch_ms =
+      std::max(progress.longest_dispatch_ms, report_.longest_dispatch_ms);
+  user_progress_(progress);
+}
+
+core::Session& Job::session_for(const Slice& slice, const void* q) {
+  core::Problem problem = problem_;
+  if (q != nullptr) {
+    problem.q = slice_view(problem_, slice, const_cast<void*>(q), q_.dtype, q_.sizes[3]);
+  }
+  in_session_ = 0;
+  session_ = std::make_unique<core::Session>(std::move(problem), attention_.run);
+  return *session_;
+}
+
+void Job::account() {
+  const Report now = session_->report();
+  done_ += in_session_;
+  report_.dispatches += now.dispatches;
+  report_.longest_dispatch_ms = std::max(report_.longest_dispatch_ms, now.longest_dispatch_ms);
+  report_.elapsed_ms += now.elapsed_ms;
+  report_.scratch_bytes = std::max(report_.scratch_bytes, now.scratch_bytes);
+  report_.recoveries += now.recoveries;
+}
+
+StateView Job::view_of(const Slice& slice, const SliceState& state) const {
+  const auto view = [&](float* data, std::int64_t dim) {
+    return slice_view(problem_, slice, data, DType::kFloat32, dim);
+  };
+  return {view(state.m, 1), view(state.l, 1), view(state.o, problem_.shape.value_dim)};
+}
+
+void Job::copy_queries(const Slice& slice, void* to) const {
+  const MutableTensorView target = slice_view(problem_, slice, to, q_.dtype, q_.sizes[3]);
+  const TensorView source = shifted(q_, 0, 0, first_row_);
+  const std::int64_t heads = problem_.group_size();
+  const auto bytes = static_cast<std::size_t>(size_of(q_.dtype));
+  for (std::int64_t b = slice.batch_begin; b < slice.batch_end; ++b) {
+    for (std::int64_t h = slice.kv_head_begin * heads; h < slice.kv_head_end * heads; ++h) {
+      for (std::int64_t i = slice.row_begin; i < slice.row_end; ++i) {
+        std::byte* row = core::element(target, b, h, i, 0);
+        for (std::int64_t d = 0; d < q_.sizes[3]; ++d, row += bytes) {
+          std::memcpy(row, core::element(source, b, h, i, d), bytes);
+        }
+      }
+    }
+  }
+}
+
+void Job::compute(const Slice& slice, const void* q, std::span<const Segment> segments,
+                  const SliceState& state, bool go_on) {
+  const auto mine = [&](const Segment& segment) { return segment.rank == channel_.rank(); };
+  if (!go_on && std::none_of(segments.begin(), segments.end(), mine)) {
+    const std::int64_t states = slice.states(problem_);
+    std::fill_n(state.m, states, -std::numeric_limits<float>::infinity());
+    std::fill_n(state.l, states, 0.0f);
+    std::fill_n(state.o, states * problem_.shape.value_dim, 0.0f);
+    return;
+  }
+  attempt([&] {
+    core::guard_memory([&] {
+      core::Session& session = session_for(slice, q);
+      const core::Block block = block_of(slice, problem_);
+      const std::unique_ptr<core::Run> run = session.begin(block);
+      if (go_on) session.load(*run, view_of(slice, state));
+      bool folded = false;
+      for (const Segment& segment : segments) {
+        if (!mine(segment)) continue;
+        if (folded) session.keep(*run);
+        const std::int64_t count = segment.keys.end - segment.keys.begin;
+        const core::KeySource source =
+            core::locate_keys(rows_of(k_, segment.first_row, count),
+                              rows_of(v_, segment.first_row, count), segment.keys.begin);
+        session.check_reaches(source);
+        session.fold(*run, block, source, {segment.keys.begin, segment.keys.end});
+        folded = true;
+      }
+      session.save(*run, view_of(slice, state));
+    });
+    account();
+  });
+}
+
+void Job::finish(const Slice& slice, const SliceState& state) {
+  if (slice.owner != Slice::kAll && slice.owner != channel_.rank()) return;
+  attempt([&] {
+    core::guard_memory([&] {
+      core::Session& session = session_for(slice, nullptr);
+      const std::unique_ptr<core::Run> run = session.begin(block_of(slice, problem_));
+      session.load(*run, view_of(slice, state));
+      std::optional<MutableTensorView> lse;
+      if (staging_->lse()) lse = writable(shifted(*staging_->lse(), 0, 0, first_row_));
+      session.finish(*run, writable(shifted(staging_->out(), 0, 0, first_row_)), lse);
+    });
+    account();
+  });
+}
+
+void Job::commit() {
+  staging_->commit(out_, attention_.lse);
+  report_.staging_bytes = core::Staging::bytes(problem_.shape, attention_.lse.has_value());
+}
+
+}  // namespace keyfold::ranks

@@ -1,0 +1,111 @@
+// One rank's part of one call: states of slices over its own keys, and results from merged states.
+#pragma once
+
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "core/session.hpp"
+#include "core/staging.hpp"
+#include "keyfold/context_parallel.hpp"
+#include "ranks/agreement.hpp"
+#include "ranks/blocks.hpp"
+#include "ranks/channel.hpp"
+#include "ranks/shards.hpp"
+
+namespace keyfold::ranks {
+
+/// The state of a slice in memory: m, l and o, each dense.
+struct SliceState {
+  float *m, *l, *o;
+};
+
+/// A failure of this rank is kept rather than thrown, as the others must learn of it first: from
+/// then on compute() and finish() do nothing.
+class Job {
+ public:
+  /// `problem` is that of all keys and all rows; `q`, `out` and `lse` are this rank's rows.
+  Job(Channel& channel, core::Problem problem, const TensorView& q, const TensorView& k,
+      const TensorView& v, const MutableTensorView& out, const ContextParallelOptions& options,
+      std::vector<Segment> segments, std::vector<Owned> owned);
+  Job(const Job&) = delete;  // its options refer to it
+  Job& operator=(const Job&) = delete;
+
+  Channel& channel() const { return channel_; }
+  const core::Problem& problem() const { return problem_; }
+  const std::vector<Owned>& owned() const { return owned_; }
+  const std::vector<Segment>& segments() const { return segments_; }
+  /// Whether each rank has rows of its own.
+  bool own_rows() const { return owned_.front().owner != Slice::kAll; }
+  /// Backend and kernel, whose bits a state has; empty after a failure.
+  std::string kernel() const;
+
+  /// Does `work`, unless this rank has failed, and keeps what it throws.
+  template <class Work>
+  void attempt(const Work& work) {
+    if (failure_) return;
+    try {
+      work();
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+  }
+  void rethrow() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+  /// The mark of this rank in a maximum over all ranks: 0, or what says that it failed.
+  float mark() const { return failure_ ? 1.0f : 0.0f; }
+  [[noreturn]] void throw_failure() const { ranks::throw_failure(channel_, failure_); }
+
+  /// The queries of a slice that this rank owns, dense.
+  void copy_queries(const Slice& slice, void* to) const;
+  /// Folds this rank's keys of `segments` into a state: the empty one, or with `go_on` what `state`
+  /// holds. `q`: the slice's queries, dense; null where this rank has all rows.
+  void compute(const Slice& slice, const void* q, std::span<const Segment> segments,
+               const SliceState& state, bool go_on = false);
+  /// Results from merged states: those of compute(), or the sums with the maximum.
+  void finish(const Slice& slice, const SliceState& state);
+  /// Hands out the results.
+  void commit();
+  /// The numbers of a slice's state behind each other: m, l, o.
+  std::int64_t state_floats(const Slice& slice) const {
+    return slice.states(problem_) * (problem_.shape.value_dim + 2);
+  }
+  Report report() const { return report_; }
+
+  SliceState state_at(const Slice& slice, float* numbers) const {
+    const std::int64_t states = slice.states(problem_);
+    return {numbers, numbers + states, numbers + 2 * states};
+  }
+
+ private:
+  /// For the slice, with its queries where `q` is, or where this rank has all.
+  core::Session& session_for(const Slice& slice, const void* q);
+  /// After work in that session.
+  void account();
+  StateView view_of(const Slice& slice, const SliceState& state) const;
+  void progressed(Progress progress);
+
+  Channel& channel_;
+  core::Problem problem_;
+  TensorView q_, k_, v_;
+  MutableTensorView out_;
+  AttentionOptions attention_;
+  std::function<void(const Progress&)> user_progress_;
+  std::vector<Segment> segments_;
+  std::vector<Owned> owned_;
+  std::int64_t first_row_ = 0;  // of q_ and out_, among all rows
+  std::int64_t split_len_ = 0;
+  double share_ = 1;  // of all visible pairs, those of this rank's keys
+  double done_ = 0;   // of all visible pairs, in sessions before this one
+  double in_session_ = 0;
+  std::optional<core::Staging> staging_;
+  std::unique_ptr<core::Session> session_;
+  std::exception_ptr failure_;
+  Report report_;
+};
+
+}  // namespace keyfold::ranks
