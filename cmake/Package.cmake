@@ -19,6 +19,11 @@ endif()
 set(CMAKE_INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
 
 install(TARGETS keyfold EXPORT keyfoldTargets)
+if(KEYFOLD_MPI)
+  # An export of its own, as only who asks for it needs MPI.
+  install(TARGETS keyfold_mpi EXPORT keyfoldMpiTargets)
+  install(EXPORT keyfoldMpiTargets NAMESPACE keyfold:: DESTINATION ${keyfold_cmake_dir})
+endif()
 install(DIRECTORY include/keyfold DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 

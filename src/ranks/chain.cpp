@@ -13,8 +13,8 @@ namespace {
 
 /// Blocks for each rank, where rows and heads are enough: the chain is full but for its ends.
 constexpr std::int64_t kBlocksPerRank = 4;
-/// Blocks whose results or messages a rank has on their way.
-constexpr std::size_t kMostUnderWay = 4;
+/// Blocks whose results a rank has on their way.
+constexpr std::size_t kMostResults = 4;
 constexpr int kStateTag = 0, kResultTag = 1;
 
 /// What precedes a state.
@@ -59,14 +59,12 @@ class Chain {
   }
 
   void run() {
-    // Visit s of block b is step s + b; all ranks go through the same steps in the same order, so
-    // that each message is awaited only behind what it follows from.
-    const std::size_t visits = segments_.size();
     letters_.resize(slices_.size());
-    for (std::size_t step = 0; step + 1 < slices_.size() + visits; ++step) {
-      const std::size_t first = step < slices_.size() ? 0 : step - slices_.size() + 1;
-      for (std::size_t s = first; s < std::min(visits, step + 1); ++s) visit(step - s, s);
-    }
+    // A block is in memory from its first visit to its last; with many stripes these are far apart.
+    const std::size_t most = kBlocksPerRank * static_cast<std::size_t>(channel_.num_ranks());
+    const std::size_t wave = segments_.size() <= most ? slices_.size() : most;
+    for (std::size_t first = 0; first < slices_.size(); first += wave)
+      run_wave(first, std::min(slices_.size(), first + wave));
     while (!results_.empty()) finish_oldest();
     channel_.wait_all("the other ranks to take what was sent");
     const auto mark = std::make_shared<float>(job_.mark());
@@ -76,6 +74,21 @@ class Chain {
   }
 
  private:
+  /// Visit s of the b-th block is made in step s + b. All ranks go through the same steps in the
+  /// same order: what is sent in one step is received in the next, so that waiting for messages of
+  /// the step before the last, and only for these, never ends up in a circle.
+  void run_wave(std::size_t begin, std::size_t end) {
+    const std::size_t blocks = end - begin, visits = segments_.size();
+    for (std::size_t step = 0; step + 1 < blocks + visits; ++step, ++step_) {
+      while (!sent_.empty() && sent_.front().step + 2 <= step_) {
+        channel_.wait(sent_.front().operation, "another rank to take a state");
+        sent_.pop_front();
+      }
+      const std::size_t first = step < blocks ? 0 : step - blocks + 1;
+      for (std::size_t s = first; s < std::min(visits, step + 1); ++s) visit(begin + step - s, s);
+    }
+  }
+
   int owner_of(std::size_t segment) const { return segments_[segment].rank; }
 
   void visit(std::size_t number, std::size_t segment) {
@@ -139,10 +152,8 @@ class Chain {
   }
 
   void send(const std::shared_ptr<Letter>& letter, int to, int tag) {
-    sent_.push_back(channel_.send(letter, letter->numbers.data(), letter->bytes(), to, tag));
-    if (sent_.size() <= kMostUnderWay) return;
-    channel_.wait(sent_.front(), "rank " + std::to_string(to) + " to take a state");
-    sent_.pop_front();
+    sent_.push_back(
+        {channel_.send(letter, letter->numbers.data(), letter->bytes(), to, tag), step_});
   }
 
   /// A block has visited all: its results go where they belong.
@@ -159,7 +170,7 @@ class Chain {
       return;
     }
     results_.push_back(letter);
-    if (results_.size() > kMostUnderWay) finish_oldest();
+    if (results_.size() > kMostResults) finish_oldest();
   }
 
   void finish_oldest() {
@@ -177,7 +188,12 @@ class Chain {
   std::vector<Slice> slices_;
   std::vector<std::shared_ptr<Letter>> letters_;  // by block, from its first visit to its last
   std::deque<std::shared_ptr<Letter>> results_;
-  std::deque<Channel::Operation> sent_;
+  struct Sent {
+    Channel::Operation operation;
+    std::size_t step;
+  };
+  std::deque<Sent> sent_;
+  std::size_t step_ = 0;  // of all waves
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "ranks/shares.hpp"
+#include "ranks/thread_transport.hpp"
 
 namespace keyfold::test {
 namespace {

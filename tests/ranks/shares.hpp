@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "ranks/thread_transport.hpp"
+#include "keyfold/context_parallel.hpp"
 #include "support/backends.hpp"
 
 namespace keyfold::test {

@@ -46,10 +46,17 @@ class Hub {
   }
 
   using Line = std::tuple<int, int, int>;  // from, to, tag
-  void send(const Line& line, const void* data, std::int64_t bytes) {
+  /// The number of the message, which is taken when the other side receives it, as large ones are.
+  std::size_t send(const Line& line, const void* data, std::int64_t bytes) {
     const std::lock_guard lock(mutex_);
     const auto* const first = static_cast<const std::byte*>(data);
-    lines_[line].sent.emplace_back(first, first + bytes);
+    std::vector<Bytes>& sent = lines_[line].sent;
+    sent.emplace_back(first, first + bytes);
+    return sent.size() - 1;
+  }
+  bool taken(const Line& line, std::size_t number) {
+    const std::lock_guard lock(mutex_);
+    return lines_[line].expected > number;
   }
   /// The number of the message that the next receive on the line will get.
   std::size_t expect(const Line& line) {
@@ -147,8 +154,10 @@ class ThreadTransport : public Transport {
   }
   Pending send(const void* data, std::int64_t bytes, int to, int tag) override {
     count();
-    hub_->send({rank_, to, tag}, data, bytes);
-    return std::make_unique<Poll>([] { return true; });
+    const Hub::Line line{rank_, to, tag};
+    return std::make_unique<Poll>([hub = hub_, line, number = hub_->send(line, data, bytes)] {
+      return hub->taken(line, number);
+    });
   }
   Pending receive(void* data, std::int64_t bytes, int from, int tag) override {
     count();
