@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "core/half.hpp"
 #include "mix.hpp"
@@ -46,12 +47,17 @@ std::int64_t InductionHeads::cache_bytes(const HeadShape& shape, std::int64_t ca
   return 2 * shape.num_kv_heads * capacity * shape.head_dim * size_of(shape.dtype);
 }
 
-InductionHeads::InductionHeads(const HeadShape& shape, std::uint64_t seed, std::int64_t capacity)
-    : shape_(shape), seed_(mix(seed)), capacity_(capacity) {
+InductionHeads::InductionHeads(const HeadShape& shape, std::uint64_t seed, std::int64_t capacity,
+                               std::string before)
+    : shape_(shape),
+      seed_(mix(seed)),
+      capacity_(capacity),
+      text_(std::move(before)),
+      first_(static_cast<std::int64_t>(text_.size())) {
   const auto bytes = static_cast<std::size_t>(cache_bytes(shape, capacity) / 2);
   keys_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
   values_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
-  text_.reserve(static_cast<std::size_t>(capacity));
+  text_.reserve(static_cast<std::size_t>(first_ + capacity));
   value_codes_.resize(static_cast<std::size_t>(shape.num_kv_heads * 256 * row_bytes()));
   for (std::int64_t code = 0; code < shape.num_kv_heads * 256; ++code)
     write_signs(shape.dtype, value_codes_.data() + code * row_bytes(), shape.head_dim,
@@ -63,7 +69,7 @@ void InductionHeads::append(std::string_view bytes) {
     const auto position = static_cast<std::int64_t>(text_.size());
     const Suffixes before = suffixes(position);
     for (std::int64_t head = 0; head < shape_.num_kv_heads; ++head) {
-      const std::int64_t row = (head * capacity_ + position) * row_bytes();
+      const std::int64_t row = (head * capacity_ + position - first_) * row_bytes();
       write_code(keys_.get() + row, before, head, kOrders.size());
       std::memcpy(values_.get() + row, value_code(head, byte),
                   static_cast<std::size_t>(row_bytes()));
@@ -73,7 +79,7 @@ void InductionHeads::append(std::string_view bytes) {
 }
 
 TensorView InductionHeads::cache_view(const std::byte* data) const {
-  const auto size = static_cast<std::int64_t>(text_.size());
+  const auto size = static_cast<std::int64_t>(text_.size()) - first_;
   return {data,
           shape_.dtype,
           {1, shape_.num_kv_heads, size, shape_.head_dim},

@@ -43,8 +43,10 @@ class InductionHeads {
   /// Bytes that keys and values of `capacity` positions take.
   static std::int64_t cache_bytes(const HeadShape& shape, std::int64_t capacity);
 
-  /// Empty, with room for `capacity` positions; `seed` chooses the codes.
-  InductionHeads(const HeadShape& shape, std::uint64_t seed, std::int64_t capacity);
+  /// Without keys, with room for those of `capacity` positions; `seed` chooses the codes. `before`
+  /// is the text before the first of them, of which the last 24 bytes matter.
+  InductionHeads(const HeadShape& shape, std::uint64_t seed, std::int64_t capacity,
+                 std::string before = {});
 
   /// Adds the keys and values of the next bytes; at most `capacity` in all.
   void append(std::string_view bytes);
@@ -52,7 +54,7 @@ class InductionHeads {
   TensorView keys() const { return cache_view(keys_.get()); }
   TensorView values() const { return cache_view(values_.get()); }
 
-  /// Fills in the queries of the last `count` positions; valid until the next call.
+  /// Fills in the queries of the last `count` positions of the text; valid until the next call.
   TensorView queries(std::int64_t count);
 
   /// Where attention writes the outputs of the latest queries().
@@ -75,6 +77,7 @@ class InductionHeads {
   std::uint64_t seed_;
   std::int64_t capacity_;
   std::string text_;
+  std::int64_t first_;                          // position of the first key in text_
   std::unique_ptr<std::byte[]> keys_, values_;  // [num_kv_heads, capacity, head_dim]
   std::vector<std::byte> value_codes_;          // [num_kv_heads, 256, head_dim]
   std::vector<std::byte> queries_, output_;     // [num_heads, query_count_, head_dim]

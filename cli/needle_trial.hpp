@@ -5,9 +5,10 @@
 #include <functional>
 #include <keyfold/options.hpp>
 #include <string>
-#include <string_view>
 
 #include "induction.hpp"
+#include "team.hpp"
+#include "text.hpp"
 
 namespace keyfold::cli {
 
@@ -23,9 +24,9 @@ struct Needle {
 Needle make_needle(std::uint64_t seed);
 
 /// `context` bytes: the beginning of the haystack with the fact after `depth` percent of it, then
-/// the question. Throws InvalidArgument if the haystack is too short or holds the question itself.
-std::string hide(const Needle& needle, std::string_view haystack, std::int64_t context,
-                 std::int64_t depth);
+/// the question. Throws InvalidArgument if the haystack is too short; reading the text does if a
+/// piece of the haystack holds the question itself.
+Text hide(const Needle& needle, const Text& haystack, std::int64_t context, std::int64_t depth);
 
 /// How a text was answered and what it took, all attention calls together.
 struct Answer {
@@ -48,9 +49,10 @@ inline constexpr std::size_t kMaxAnswer = 32;
 
 /// Lets attention answer: one causal call over the last rows of the text gives the first byte of
 /// the answer, then each byte is appended to the keys and values and one row asks for the next.
-/// Nothing but the outputs of scaled_dot_product_attention() decides. `progress` gets the share
-/// done, 0 to 1. Memory: InductionHeads::cache_bytes() for the text. Throws what attention throws.
-Answer answer(std::string_view text, const HeadShape& shape, std::uint64_t seed,
-              const RunOptions& run, const std::function<void(double)>& progress = {});
+/// Nothing but the outputs of scaled_dot_product_attention() decides. Each rank of `team` reads and
+/// embeds its share of the text and gets the same answer. `progress` gets the share done, 0 to 1.
+/// Memory: InductionHeads::cache_bytes() for the share. Throws what attention throws.
+Answer answer(const Text& text, const HeadShape& shape, std::uint64_t seed, const RunOptions& run,
+              Team& team, const std::function<void(double)>& progress = {});
 
 }  // namespace keyfold::cli

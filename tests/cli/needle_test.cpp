@@ -27,6 +27,10 @@ std::string prose(std::size_t bytes, std::uint64_t seed = 7) {
   return text;
 }
 
+std::string whole(const Text& text) { return text.read(0, text.size); }
+
+Team alone;
+
 /// Quick also under sanitizers: the work grows with the square of the length.
 constexpr std::size_t kTextSize = 4096;
 constexpr HeadShape kSmallHeads{4, 2, 64, DType::kFloat32};
@@ -66,7 +70,7 @@ TEST_P(FindsNeedle, AtEveryDepth) {
   run.chunk_size = GetParam().chunk_size;
   for (const std::int64_t depth : {0, 10, 50, 90, 100}) {
     const Needle needle = make_needle(static_cast<std::uint64_t>(depth));
-    const Answer reply = answer(hide(needle, haystack, kTextSize, depth), shape, 3, run);
+    const Answer reply = answer(hide(needle, haystack, kTextSize, depth), shape, 3, run, alone);
     EXPECT_EQ(reply.text, needle.phrase) << "depth " << depth;
     // Prefill, twelve letters and the quote: one dispatch each at least, more with small chunks.
     EXPECT_GE(reply.dispatches, run.chunk_size ? 2 * 13 : 13);
@@ -86,66 +90,66 @@ INSTANTIATE_TEST_SUITE_P(DTypesAndChunks, FindsNeedle,
 
 TEST(Needle, OtherShapesOfHeadsFindItToo) {
   const Needle needle = make_needle(1);
-  const std::string text = hide(needle, prose(2048), 2048, 30);
+  const std::string text = whole(hide(needle, prose(2048), 2048, 30));
   for (const HeadShape& shape :
        {HeadShape{1, 1, 64, DType::kFloat32}, HeadShape{6, 3, 72, DType::kFloat16},
         HeadShape{16, 1, 576, DType::kBFloat16}})
-    EXPECT_EQ(answer(text, shape, 5, {}).text, needle.phrase) << shape.head_dim;
+    EXPECT_EQ(answer(text, shape, 5, {}, alone).text, needle.phrase) << shape.head_dim;
 }
 
 TEST(Needle, WithoutTheFactThereIsNoPhrase) {
   const Needle needle = make_needle(1);
-  std::string text = hide(needle, prose(kTextSize), kTextSize, 50);
+  std::string text = whole(hide(needle, prose(kTextSize), kTextSize, 50));
   text.erase(text.find(needle.fact()), needle.fact().size());
-  EXPECT_NE(answer(text, kSmallHeads, 3, {}).text, needle.phrase);
+  EXPECT_NE(answer(text, kSmallHeads, 3, {}, alone).text, needle.phrase);
 }
 
 TEST(Needle, AskedForAnotherNameThereIsNoPhrase) {
   const Needle needle = make_needle(1);
-  std::string text = hide(needle, prose(kTextSize), kTextSize, 50);
+  std::string text = whole(hide(needle, prose(kTextSize), kTextSize, 50));
   text.erase(text.size() - needle.question.size());
   text += make_needle(2).question;
-  EXPECT_NE(answer(text, kSmallHeads, 3, {}).text, needle.phrase);
+  EXPECT_NE(answer(text, kSmallHeads, 3, {}, alone).text, needle.phrase);
 }
 
 TEST(Needle, TheAnswerIsWhatTheTextSays) {
   const Needle needle = make_needle(1);
-  std::string text = hide(needle, prose(kTextSize), kTextSize, 50);
+  std::string text = whole(hide(needle, prose(kTextSize), kTextSize, 50));
   text.replace(text.find(needle.phrase), needle.phrase.size(), "changed by hand");
-  EXPECT_EQ(answer(text, kSmallHeads, 3, {}).text, "changed by hand");
+  EXPECT_EQ(answer(text, kSmallHeads, 3, {}, alone).text, "changed by hand");
 }
 
 TEST(Needle, AnAnswerWithoutAnEndIsGivenUp) {
   const Needle needle = make_needle(1);
-  std::string text = hide(needle, prose(kTextSize), kTextSize, 50);
+  std::string text = whole(hide(needle, prose(kTextSize), kTextSize, 50));
   const std::size_t quote = text.find(needle.phrase) + needle.phrase.size();
   const std::string endless = "so it goes on and on without any closing quote at all";
   text.replace(quote - needle.phrase.size(), needle.phrase.size() + 1, endless);
-  EXPECT_EQ(answer(text, kSmallHeads, 3, {}).text, endless.substr(0, kMaxAnswer));
+  EXPECT_EQ(answer(text, kSmallHeads, 3, {}, alone).text, endless.substr(0, kMaxAnswer));
 }
 
 TEST(Needle, AStopEndsIt) {
   std::stop_source stop;
   RunOptions run;
   run.stop_token = stop.get_token();
-  const std::string text = hide(make_needle(1), prose(kTextSize), kTextSize, 50);
-  EXPECT_NO_THROW(answer(text, kSmallHeads, 3, run));
+  const std::string text = whole(hide(make_needle(1), prose(kTextSize), kTextSize, 50));
+  EXPECT_NO_THROW(answer(text, kSmallHeads, 3, run, alone));
   double seen = 0;
-  EXPECT_THROW(answer(text, kSmallHeads, 3, run,
+  EXPECT_THROW(answer(text, kSmallHeads, 3, run, alone,
                       [&](double share) {
                         seen = share;
                         if (share > 0.1) stop.request_stop();  // inside the prefill call
                       }),
                Cancelled);
   EXPECT_GT(seen, 0.1);
-  EXPECT_THROW(answer(text, kSmallHeads, 3, run), Cancelled);
+  EXPECT_THROW(answer(text, kSmallHeads, 3, run, alone), Cancelled);
 }
 
 TEST(Needle, HidesAtTheDepthAndKeepsTheContext) {
   const Needle needle = make_needle(4);
   const std::string haystack = prose(2000);
   for (const std::int64_t depth : {0, 25, 100}) {
-    const std::string text = hide(needle, haystack, 1500, depth);
+    const std::string text = whole(hide(needle, haystack, 1500, depth));
     EXPECT_EQ(text.size(), 1500U);
     EXPECT_TRUE(text.ends_with(needle.question));
     const std::size_t rest = 1500 - needle.fact().size() - needle.question.size();
@@ -153,7 +157,14 @@ TEST(Needle, HidesAtTheDepthAndKeepsTheContext) {
   }
   EXPECT_THROW(hide(needle, haystack, 2100, 50), InvalidArgument);
   EXPECT_THROW(hide(needle, haystack, 50, 50), InvalidArgument);
-  EXPECT_THROW(hide(needle, needle.fact() + haystack, 2000, 50), InvalidArgument);
+  EXPECT_THROW(whole(hide(needle, needle.fact() + haystack, 2000, 50)), InvalidArgument);
+  const Text text = hide(needle, haystack, 1500, 30);
+  const std::string all = whole(text);
+  for (std::int64_t begin = 0; begin < text.size; begin += 131) {
+    const std::int64_t end = std::min<std::int64_t>(text.size, begin + 250);
+    EXPECT_EQ(text.read(begin, end),
+              all.substr(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)));
+  }
 }
 
 TEST(InductionHeads, ScoreGrowsWithTheMatchAndTheFullMatchWins) {
@@ -190,22 +201,38 @@ TEST_F(NeedleFiles, ReadsDirectoriesInTheOrderOfTheirNames) {
   write("b/1/x.bin", std::string("\0\xff", 2));
   write("a.txt", "one");
   fs::create_directory_symlink(folder_, folder_ / "b" / "loop");
-  const Haystack all = read_haystack({folder_.string()}, 8, {});
-  EXPECT_EQ(all.text, std::string("one\0\xfftwo", 8));
-  EXPECT_EQ(all.files, 3);
-  EXPECT_EQ(all.skipped, 0);
-  EXPECT_EQ(read_haystack({folder_.string()}, 4, {}).text, std::string("one\0", 4));
+  const auto read = [](const std::vector<std::string>& paths, std::int64_t bytes) {
+    const Haystack haystack(paths, bytes, {});
+    return haystack.text().read(0, bytes);
+  };
+  const Haystack all({folder_.string()}, 8, {});
+  EXPECT_EQ(whole(all.text()), std::string("one\0\xfftwo", 8));
+  EXPECT_EQ(all.text().read(2, 6), std::string("e\0\xfft", 4));
+  EXPECT_EQ(all.files(), 3);
+  EXPECT_EQ(all.skipped(), 0);
+  EXPECT_EQ(read({folder_.string()}, 4), std::string("one\0", 4));
   for (const char* name : {"5", "2", "7", "0", "3", "6", "1", "4"})
     write(std::string("n/") + name, name);
-  EXPECT_EQ(read_haystack({(folder_ / "n").string()}, 8, {}).text, "01234567");
-  EXPECT_EQ(read_haystack({write("c.txt", "three"), write("d.txt", "four")}, 7, {}).text,
-            "threefo");
+  EXPECT_EQ(read({(folder_ / "n").string()}, 8), "01234567");
+  EXPECT_EQ(read({write("c.txt", "three"), write("d.txt", "four")}, 7), "threefo");
+}
+
+TEST_F(NeedleFiles, AFileThatShrinksIsNamed) {
+  const std::string file = write("shrinks.txt", "some text");
+  const Haystack haystack({file}, 9, {});
+  write("shrinks.txt", "some");
+  try {
+    haystack.text().read(2, 8);
+    FAIL() << "expected an error";
+  } catch (const RunError& error) {
+    EXPECT_NE(std::string(error.what()).find(file), std::string::npos) << error.what();
+  }
 }
 
 TEST_F(NeedleFiles, SaysWhatIsMissing) {
   const std::string file = write("short.txt", "short");
   try {
-    read_haystack({file}, 100, {});
+    Haystack({file}, 100, {});
     FAIL() << "expected an error";
   } catch (const InvalidArgument& error) {
     EXPECT_EQ(error.argument(), "FILES");
@@ -213,7 +240,7 @@ TEST_F(NeedleFiles, SaysWhatIsMissing) {
     EXPECT_NE(std::string(error.what()).find("5 bytes"), std::string::npos) << error.what();
   }
   try {
-    read_haystack({file + ".absent"}, 100, {});
+    Haystack({file + ".absent"}, 100, {});
     FAIL() << "expected an error";
   } catch (const RunError& error) {
     EXPECT_NE(std::string(error.what()).find(file + ".absent"), std::string::npos) << error.what();
