@@ -28,9 +28,10 @@ enum class Queries : std::uint8_t {
   kOwn,         ///< each rank has rows of its own and gets their results: prefill
 };
 
-/// How the ranks' states are merged.
+/// How the keys of all ranks come together.
 enum class MergeOrder : std::uint8_t {
-  kReduce,   ///< by reductions: a maximum, then sums rescaled to it; exact up to float32 rounding
+  kReduce,   ///< states by reductions: a maximum, then sums rescaled to it; exact up to float32
+             ///< rounding
   kOrdered,  ///< in the order of the keys: the bits of a call of one process with all keys
 };
 
@@ -46,8 +47,8 @@ struct ContextParallelOptions {
   /// How the keys lie, as in shard_keys(): 0 contiguous, in any unequal or empty shares of whole
   /// splits, of which the last that is not empty may have a ragged end.
   std::int64_t stripe_len = 0;
-  /// State that is computed and sent together, in bytes: while one block is on its way the next is
-  /// computed. A block has at least one query row of one key/value head.
+  /// What is computed and sent together, state or keys, in bytes, about: while one block is on its
+  /// way the next is computed.
   std::int64_t block_bytes = 4 << 20;
   /// Longest time to wait for another rank in one go, in seconds: more than a rank takes for the
   /// dispatches of a block.
@@ -85,22 +86,27 @@ class KEYFOLD_API ContextParallel {
   /// in ascending order. q [batch, num_heads, q_len, head_dim] and out [..., q_len, value_dim] are
   /// all rows or this rank's, as options.queries says. All tensors are in host memory.
   ///
-  /// Cost for a rank: the dispatches of its keys for all rows; an all-gather of 32 bytes; for each
-  /// block all-reduces of 4 bytes (maximum) and of 4 * (value_dim + 1) bytes (sums) a row and head,
-  /// with Queries::kOwn reduce-scatters and the all-gather of q instead of the second. In
-  /// MergeOrder::kOrdered 4 * (value_dim + 2) bytes travel from rank to rank, so that ranks compute
-  /// at the same time only as far as there are several blocks, and from the last to all. Memory:
-  /// three blocks, and a copy of the results where there are several.
+  /// Cost for a rank, beside the dispatches: an all-gather of 32 bytes, and
+  /// - kReduce: for each row and head all-reduces of 4 bytes (maximum) and of 4 (value_dim + 1)
+  ///   bytes (sums); with Queries::kOwn reduce-scatters instead of the second, and an all-gather of
+  ///   q. All ranks compute at the same time, the next block while one is on its way.
+  /// - kOrdered, replicated: a state of 4 (value_dim + 2) bytes a row and head travels from rank to
+  ///   rank, and from the last to all. Ranks compute at the same time as far as there are blocks.
+  /// - kOrdered, own: all keys and values pass by all ranks, by broadcasts of about block_bytes,
+  ///   each folded while the next are on their way; again for every block of rows whose state does
+  ///   not fit in max_scratch_bytes beside the others'. With few rows and many keys kReduce sends
+  ///   less.
+  /// Memory: three blocks, and a copy of the results.
   ///
-  /// Bits: MergeOrder::kOrdered gives those of one process; kReduce depends on the ranks' shares
-  /// and on the transport's order of summing.
+  /// Bits: kOrdered gives those of one process; those of kReduce depend on the ranks' shares and on
+  /// the transport's order of summing.
   ///
-  /// Throws on every rank, with out and lse untouched: InvalidArgument where an argument is wrong
-  /// on any rank, or ranks disagree; what this rank's own call throws; PeerError where another rank
-  /// failed, or did not answer within the timeout (and a fifth of it more, to find out which).
+  /// Throws on every rank, with out and lse untouched: InvalidArgument where ranks disagree; what
+  /// is wrong on this rank, or failed; PeerError where another rank failed, or did not answer
+  /// within the timeout (and a fifth of it more, at least a second, to find out which).
   ///
   /// Source: Context Parallelism for Scalable Million-Token Inference (Yang et al. 2024), Tree
-  /// Attention (Shyam et al. 2024); the pipeline of MergeOrder::kOrdered is keyfold's own.
+  /// Attention (Shyam et al. 2024).
   ContextParallelReport scaled_dot_product_attention(const TensorView& q, const TensorView& k,
                                                      const TensorView& v,
                                                      const MutableTensorView& out,

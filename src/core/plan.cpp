@@ -32,8 +32,9 @@ std::int64_t units_within(double max_pairs, double unit, std::int64_t most) {
 }  // namespace
 
 std::vector<Block> plan_blocks(const Problem& problem, const Backend& backend,
-                               std::int64_t max_scratch_bytes, int num_threads) {
-  const std::int64_t groups = problem.num_groups(), rows = problem.shape.q_len;
+                               std::int64_t max_scratch_bytes, int num_threads,
+                               std::int64_t row_begin, std::int64_t row_end) {
+  const std::int64_t groups = problem.num_groups(), rows = row_end - row_begin;
   const auto bytes = [&](std::int64_t g, std::int64_t r) {
     return backend.scratch_bytes(problem, g, r, num_threads);
   };
@@ -56,10 +57,10 @@ std::vector<Block> plan_blocks(const Problem& problem, const Backend& backend,
     block_rows = ceil_div(rows, ceil_div(rows, block_rows));
   }
   std::vector<Block> blocks;
-  for (std::int64_t row = 0; row < rows; row += block_rows) {
+  for (std::int64_t row = row_begin; row < row_end; row += block_rows) {
     for (std::int64_t group = 0; group < groups; group += block_groups) {
-      blocks.push_back(
-          {group, std::min(groups, group + block_groups), row, std::min(rows, row + block_rows)});
+      blocks.push_back({group, std::min(groups, group + block_groups), row,
+                        std::min(row_end, row + block_rows)});
     }
   }
   return blocks;

@@ -8,11 +8,12 @@
 
 namespace keyfold::core {
 
-/// Blocks of groups and rows, each within `max_scratch_bytes`, covering the whole problem: all of
-/// it, else as many whole groups as fit, else rows of one group. Throws InvalidArgument when not
-/// even the smallest block fits.
+/// Blocks of groups and rows, each within `max_scratch_bytes`, covering these rows of all groups:
+/// all of it, else as many whole groups as fit, else rows of one group. Throws InvalidArgument when
+/// not even the smallest block fits.
 std::vector<Block> plan_blocks(const Problem& problem, const Backend& backend,
-                               std::int64_t max_scratch_bytes, int num_threads);
+                               std::int64_t max_scratch_bytes, int num_threads,
+                               std::int64_t row_begin, std::int64_t row_end);
 
 /// How chunks of a block are cut.
 struct CutRule {

@@ -62,8 +62,10 @@ CutRule Session::cut_rule(const Block& block, std::int64_t num_keys, bool keys_o
           .max_keys = backend_->max_chunk_keys(problem_, block, keys_on_device)};
 }
 
-std::vector<Block> Session::blocks(std::int64_t max_scratch_bytes) const {
-  return plan_blocks(problem_, *backend_, max_scratch_bytes, settings_.num_threads);
+std::vector<Block> Session::blocks(std::int64_t max_scratch_bytes, std::int64_t row_begin,
+                                   std::int64_t row_end) const {
+  return plan_blocks(problem_, *backend_, max_scratch_bytes, settings_.num_threads, row_begin,
+                     row_end);
 }
 
 std::int64_t Session::scratch_bytes(const std::vector<Block>& blocks) const {

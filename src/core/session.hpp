@@ -30,7 +30,11 @@ class Session {
   CutRule cut_rule(const Block& block, std::int64_t num_keys, bool keys_on_device = false) const;
   /// The row blocks of a call.
   std::vector<Block> blocks() const { return blocks(settings_.max_scratch_bytes); }
-  std::vector<Block> blocks(std::int64_t max_scratch_bytes) const;
+  std::vector<Block> blocks(std::int64_t max_scratch_bytes) const {
+    return blocks(max_scratch_bytes, 0, problem_.shape.q_len);
+  }
+  std::vector<Block> blocks(std::int64_t max_scratch_bytes, std::int64_t row_begin,
+                            std::int64_t row_end) const;
   /// Scratch bytes of the largest of `blocks`.
   std::int64_t scratch_bytes(const std::vector<Block>& blocks) const;
   /// Makes what begin() would need beside memory.

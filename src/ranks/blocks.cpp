@@ -14,7 +14,7 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 }  // namespace
 
 std::vector<Block> plan_blocks(const core::Problem& problem, const std::vector<Owned>& owned,
-                               std::int64_t block_bytes, bool together) {
+                               std::int64_t block_bytes) {
   const AttentionShape& s = problem.shape;
   std::int64_t most_rows = 0, rows = 0;
   for (const Owned& it : owned) {
@@ -23,7 +23,7 @@ std::vector<Block> plan_blocks(const core::Problem& problem, const std::vector<O
   }
   if (rows == 0) return {};
   const std::int64_t row_bytes = problem.group_size() * (s.value_dim + 2) * 4;
-  const std::int64_t group_bytes = (together ? rows : most_rows) * row_bytes;
+  const std::int64_t group_bytes = rows * row_bytes;
   const std::int64_t groups =
       std::clamp<std::int64_t>(block_bytes / group_bytes, 1, s.batch * s.num_kv_heads);
   const std::int64_t kv_heads = std::min(groups, s.num_kv_heads);
@@ -36,12 +36,11 @@ std::vector<Block> plan_blocks(const core::Problem& problem, const std::vector<O
   for (std::int64_t row = 0; row < most_rows; row += cut_rows) {
     for (std::int64_t batch = 0; batch < s.batch; batch += batches) {
       for (std::int64_t head = 0; head < s.num_kv_heads; head += kv_heads) {
-        if (together) blocks.emplace_back();
+        blocks.emplace_back();
         for (const Owned& it : owned) {
           const std::int64_t begin = it.row_begin + row;
           const std::int64_t end = std::min(it.row_end, begin + cut_rows);
           if (begin >= end) continue;
-          if (!together) blocks.emplace_back();
           blocks.back().push_back({it.owner, batch, std::min(s.batch, batch + batches), head,
                                    std::min(s.num_kv_heads, head + kv_heads), begin, end});
         }

@@ -35,10 +35,9 @@ struct Owned {
   std::int64_t row_begin = 0, row_end = 0;
 };
 
-/// Blocks of about `block_bytes` of state. `together`: the owners' slices form blocks; else each
-/// slice is one.
+/// Blocks of about `block_bytes` of state.
 std::vector<Block> plan_blocks(const core::Problem& problem, const std::vector<Owned>& owned,
-                               std::int64_t block_bytes, bool together);
+                               std::int64_t block_bytes);
 
 /// A dense float tensor [batch, heads, rows, dim] of a slice, as one of the whole call: only the
 /// slice's elements may be touched.

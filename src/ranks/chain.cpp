@@ -15,7 +15,7 @@ namespace {
 constexpr std::int64_t kBlocksPerRank = 4;
 /// Blocks whose results a rank has on their way.
 constexpr std::size_t kMostResults = 4;
-constexpr int kStateTag = 0, kResultTag = 1;
+constexpr int kStateTag = 0;
 
 /// What precedes a state.
 struct Head {
@@ -27,9 +27,8 @@ constexpr std::int64_t kHeadFloats = sizeof(Head) / sizeof(float);
 /// A block on its way along the ranks: a Head, then the state of its slice.
 struct Letter {
   Slice slice;
-  std::vector<std::byte> q;
   std::vector<float> numbers;
-  Channel::Operation queries, under_way;
+  Channel::Operation under_way;
 
   Head head() const {
     Head head{};
@@ -53,8 +52,8 @@ class Chain {
     const AttentionShape& s = problem_.shape;
     const std::int64_t all = s.batch * s.num_heads * s.q_len * (s.value_dim + 2) * 4;
     const std::int64_t even = all / (kBlocksPerRank * channel_.num_ranks());
-    for (Block& block : plan_blocks(problem_, job.owned(),
-                                    std::max<std::int64_t>(1, std::min(block_bytes, even)), false))
+    for (Block& block :
+         plan_blocks(problem_, job.owned(), std::max<std::int64_t>(1, std::min(block_bytes, even))))
       slices_.push_back(block.front());
   }
 
@@ -97,11 +96,11 @@ class Chain {
     const std::shared_ptr<Letter> letter = letters_[number];
     if (owner_of(segment) == channel_.rank()) {
       if (segment > 0 && owner_of(segment - 1) != channel_.rank()) {
-        receive(letter, owner_of(segment - 1), kStateTag);
+        receive(letter, owner_of(segment - 1));
       }
       fold(*letter, segment);
       if (segment < last && owner_of(segment + 1) != channel_.rank()) {
-        send(letter, owner_of(segment + 1), kStateTag);
+        send(letter, owner_of(segment + 1));
       }
     }
     if (segment == last) end(number);
@@ -112,16 +111,6 @@ class Chain {
     letter->slice = slices_[number];
     letter->numbers.resize(
         static_cast<std::size_t>(kHeadFloats + job_.state_floats(letter->slice)));
-    if (letter->slice.owner != Slice::kAll) {
-      letter->q.resize(
-          static_cast<std::size_t>(letter->slice.states(problem_) * problem_.shape.head_dim *
-                                   size_of(problem_.shape.dtype)));
-      if (letter->slice.owner == channel_.rank())
-        job_.copy_queries(letter->slice, letter->q.data());
-      letter->queries =
-          channel_.broadcast(letter, letter->q.data(), static_cast<std::int64_t>(letter->q.size()),
-                             letter->slice.owner);
-    }
     letters_[number] = std::move(letter);
   }
 
@@ -130,7 +119,6 @@ class Chain {
   }
 
   void fold(Letter& letter, std::size_t segment) {
-    if (letter.queries) channel_.wait(letter.queries, "the other ranks' queries");
     Head head = letter.head();
     if (head.failed > 0) return;  // nobody will use it
     if (head.kernel != 0 && head.kernel != kernel_) {
@@ -141,34 +129,27 @@ class Chain {
                                   job_.kernel() + "; use MergeOrder::kReduce");
       });
     }
-    job_.compute(letter.slice, letter.q.empty() ? nullptr : letter.q.data(),
-                 std::span(segments_).subspan(segment, 1), state_of(letter), segment > 0);
+    job_.compute(letter.slice, nullptr, std::span(segments_).subspan(segment, 1), state_of(letter),
+                 segment > 0);
     letter.set_head({job_.mark(), kernel_});
   }
 
-  void receive(const std::shared_ptr<Letter>& letter, int from, int tag) {
-    channel_.wait(channel_.receive(letter, letter->numbers.data(), letter->bytes(), from, tag),
-                  "the state of rank " + std::to_string(from));
+  void receive(const std::shared_ptr<Letter>& letter, int from) {
+    channel_.wait(
+        channel_.receive(letter, letter->numbers.data(), letter->bytes(), from, kStateTag),
+        "the state of rank " + std::to_string(from));
   }
 
-  void send(const std::shared_ptr<Letter>& letter, int to, int tag) {
+  void send(const std::shared_ptr<Letter>& letter, int to) {
     sent_.push_back(
-        {channel_.send(letter, letter->numbers.data(), letter->bytes(), to, tag), step_});
+        {channel_.send(letter, letter->numbers.data(), letter->bytes(), to, kStateTag), step_});
   }
 
   /// A block has visited all: its results go where they belong.
   void end(std::size_t number) {
     const std::shared_ptr<Letter> letter = std::move(letters_[number]);
-    const int last = owner_of(segments_.size() - 1), owner = letter->slice.owner;
-    if (owner == Slice::kAll) {
-      letter->under_way = channel_.broadcast(letter, letter->numbers.data(), letter->bytes(), last);
-    } else if (owner == channel_.rank() && owner != last) {
-      letter->under_way =
-          channel_.receive(letter, letter->numbers.data(), letter->bytes(), last, kResultTag);
-    } else if (owner != channel_.rank()) {
-      if (last == channel_.rank()) send(letter, owner, kResultTag);
-      return;
-    }
+    letter->under_way = channel_.broadcast(letter, letter->numbers.data(), letter->bytes(),
+                                           owner_of(segments_.size() - 1));
     results_.push_back(letter);
     if (results_.size() > kMostResults) finish_oldest();
   }
@@ -176,7 +157,7 @@ class Chain {
   void finish_oldest() {
     const std::shared_ptr<Letter> letter = std::move(results_.front());
     results_.pop_front();
-    if (letter->under_way) channel_.wait(letter->under_way, "the merged state");
+    channel_.wait(letter->under_way, "the merged state");
     if (letter->head().failed == 0) job_.finish(letter->slice, state_of(*letter));
   }
 

@@ -157,10 +157,12 @@ void run(Channel& channel, const TensorView& q, const TensorView& k, const Tenso
   std::vector<Segment> segments = segments_of(shares.kv_len, options.stripe_len);
   Job job(channel, core::make_problem(shape, nullptr, options.attention), q, k, v, out, options,
           std::move(segments), owned);
-  if (options.order == MergeOrder::kOrdered) {
-    merge_in_order(job, options.block_bytes);
-  } else {
+  if (options.order == MergeOrder::kReduce) {
     merge_by_reductions(job, options.block_bytes);
+  } else if (job.own_rows()) {
+    fold_passing_keys(job, options.block_bytes);
+  } else {
+    merge_in_order(job, options.block_bytes);
   }
   job.rethrow();
   job.commit();

@@ -54,13 +54,23 @@ Job::Job(Channel& channel, core::Problem problem, const TensorView& q, const Ten
       problem_ = core::make_problem(s, &q, attention_);
       session_ = std::make_unique<core::Session>(problem_, attention_.run);
       split_len_ = session_->kernel().split_len;
-      check_begins(segments_, channel.rank(), split_len_, options.stripe_len);
+      // Keys that pass by are folded by this kernel, whosever they are.
+      const bool all = own_rows() && options.order == MergeOrder::kOrdered;
+      check_begins(segments_, all ? kAllRanks : channel.rank(), split_len_, options.stripe_len);
       AttentionShape mine = s;
       mine.q_len = q.sizes[2];
       staging_.emplace(mine, attention_.lse.has_value());
     });
     report_ = session_->report();
   });
+  if (own_rows() && options.order == MergeOrder::kOrdered) {
+    const Owned& mine = owned_[static_cast<std::size_t>(channel.rank())];
+    const double pairs = problem_.visible_pairs(
+        {0, problem_.num_groups(), mine.row_begin, mine.row_end, 0, s.kv_len});
+    if (pairs > 0)
+      share_ = pairs / problem_.visible_pairs({0, problem_.num_groups(), 0, s.q_len, 0, s.kv_len});
+    return;
+  }
   double all = 0, own = 0;
   for (const Segment& segment : segments_) {
     const double pairs = problem_.visible_pairs(
@@ -86,10 +96,13 @@ void Job::progressed(Progress progress) {
 }
 
 core::Session& Job::session_for(const Slice& slice, const void* q) {
+  if (q == nullptr) return session_with(problem_.q);
+  return session_with(slice_view(problem_, slice, const_cast<void*>(q), q_.dtype, q_.sizes[3]));
+}
+
+core::Session& Job::session_with(const TensorView& q) {
   core::Problem problem = problem_;
-  if (q != nullptr) {
-    problem.q = slice_view(problem_, slice, const_cast<void*>(q), q_.dtype, q_.sizes[3]);
-  }
+  problem.q = q;
   in_session_ = 0;
   session_ = std::make_unique<core::Session>(std::move(problem), attention_.run);
   return *session_;
@@ -149,10 +162,8 @@ void Job::compute(const Slice& slice, const void* q, std::span<const Segment> se
       for (const Segment& segment : segments) {
         if (!mine(segment)) continue;
         if (folded) session.keep(*run);
-        const std::int64_t count = segment.keys.end - segment.keys.begin;
-        const core::KeySource source =
-            core::locate_keys(rows_of(k_, segment.first_row, count),
-                              rows_of(v_, segment.first_row, count), segment.keys.begin);
+        const core::KeySource source = core::locate_keys(
+            keys_of(segment, segment.keys), values_of(segment, segment.keys), segment.keys.begin);
         session.check_reaches(source);
         session.fold(*run, block, source, {segment.keys.begin, segment.keys.end});
         folded = true;
@@ -170,10 +181,53 @@ void Job::finish(const Slice& slice, const SliceState& state) {
       core::Session& session = session_for(slice, nullptr);
       const std::unique_ptr<core::Run> run = session.begin(block_of(slice, problem_));
       session.load(*run, view_of(slice, state));
-      std::optional<MutableTensorView> lse;
-      if (staging_->lse()) lse = writable(shifted(*staging_->lse(), 0, 0, first_row_));
-      session.finish(*run, writable(shifted(staging_->out(), 0, 0, first_row_)), lse);
+      write_rows(*run);
     });
+    account();
+  });
+}
+
+void Job::write_rows(core::Run& run) {
+  std::optional<MutableTensorView> lse;
+  if (staging_->lse()) lse = writable(shifted(*staging_->lse(), 0, 0, first_row_));
+  session_->finish(run, writable(shifted(staging_->out(), 0, 0, first_row_)), lse);
+}
+
+TensorView Job::keys_of(const Segment& segment, KeySpan keys) const {
+  return rows_of(k_, segment.first_row + keys.begin - segment.keys.begin, keys.end - keys.begin);
+}
+TensorView Job::values_of(const Segment& segment, KeySpan keys) const {
+  return rows_of(v_, segment.first_row + keys.begin - segment.keys.begin, keys.end - keys.begin);
+}
+
+std::vector<core::Block> Job::own_blocks() {
+  std::vector<core::Block> blocks;
+  attempt([&] {
+    core::Session& session = session_with(shifted(q_, 0, 0, first_row_));
+    blocks =
+        session.blocks(session.settings().max_scratch_bytes, first_row_, first_row_ + q_.sizes[2]);
+  });
+  return blocks;
+}
+
+void Job::begin_rows(const core::Block& block) {
+  attempt([&] {
+    rows_ = block;
+    run_.reset();
+    run_ = session_with(shifted(q_, 0, 0, first_row_)).begin(block);
+  });
+}
+
+void Job::fold_rows(const TensorView& k, const TensorView& v, KeySpan keys) {
+  attempt([&] {
+    session_->fold(*run_, rows_, core::locate_keys(k, v, keys.begin), {keys.begin, keys.end});
+    session_->keep(*run_);
+  });
+}
+
+void Job::finish_rows() {
+  attempt([&] {
+    write_rows(*run_);
     account();
   });
 }

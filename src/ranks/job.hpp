@@ -42,6 +42,8 @@ class Job {
   bool own_rows() const { return owned_.front().owner != Slice::kAll; }
   /// Backend and kernel, whose bits a state has; empty after a failure.
   std::string kernel() const;
+  /// Of the kernel; 1 after a failure.
+  std::int64_t split_len() const { return split_len_; }
 
   /// Does `work`, unless this rank has failed, and keeps what it throws.
   template <class Work>
@@ -60,6 +62,10 @@ class Job {
   float mark() const { return failure_ ? 1.0f : 0.0f; }
   [[noreturn]] void throw_failure() const { ranks::throw_failure(channel_, failure_); }
 
+  /// Keys [begin, end) of a segment of this rank, which they are part of.
+  TensorView keys_of(const Segment& segment, KeySpan keys) const;
+  TensorView values_of(const Segment& segment, KeySpan keys) const;
+
   /// The queries of a slice that this rank owns, dense.
   void copy_queries(const Slice& slice, void* to) const;
   /// Folds this rank's keys of `segments` into a state: the empty one, or with `go_on` what `state`
@@ -68,6 +74,16 @@ class Job {
                const SliceState& state, bool go_on = false);
   /// Results from merged states: those of compute(), or the sums with the maximum.
   void finish(const Slice& slice, const SliceState& state);
+
+  // The rows that this rank has for itself, block after block, each with all keys in their order:
+
+  /// Blocks of its rows, each within max_scratch_bytes; none after a failure.
+  std::vector<core::Block> own_blocks();
+  void begin_rows(const core::Block& block);
+  /// Keys and values that stay as they are until the next call.
+  void fold_rows(const TensorView& k, const TensorView& v, KeySpan keys);
+  void finish_rows();
+
   /// Hands out the results.
   void commit();
   /// The numbers of a slice's state behind each other: m, l, o.
@@ -82,10 +98,12 @@ class Job {
   }
 
  private:
-  /// For the slice, with its queries where `q` is, or where this rank has all.
+  /// For a slice, with its queries where `q` is, or where this rank has all.
   core::Session& session_for(const Slice& slice, const void* q);
+  core::Session& session_with(const TensorView& q);
   /// After work in that session.
   void account();
+  void write_rows(core::Run& run);
   StateView view_of(const Slice& slice, const SliceState& state) const;
   void progressed(Progress progress);
 
@@ -98,12 +116,14 @@ class Job {
   std::vector<Segment> segments_;
   std::vector<Owned> owned_;
   std::int64_t first_row_ = 0;  // of q_ and out_, among all rows
-  std::int64_t split_len_ = 0;
+  core::Block rows_;            // of begin_rows()
+  std::int64_t split_len_ = 1;
   double share_ = 1;  // of all visible pairs, those of this rank's keys
   double done_ = 0;   // of all visible pairs, in sessions before this one
   double in_session_ = 0;
   std::optional<core::Staging> staging_;
   std::unique_ptr<core::Session> session_;
+  std::unique_ptr<core::Run> run_;  // of begin_rows(): refers to the session
   std::exception_ptr failure_;
   Report report_;
 };

@@ -37,7 +37,7 @@ class Reductions {
       : job_(job),
         channel_(job.channel()),
         problem_(job.problem()),
-        blocks_(plan_blocks(problem_, job.owned(), block_bytes, true)) {}
+        blocks_(plan_blocks(problem_, job.owned(), block_bytes)) {}
 
   void run() {
     // Two blocks are on their way while a third is computed: its maximum, and sums.

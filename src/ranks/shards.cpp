@@ -55,7 +55,8 @@ void check_begins(const std::vector<Segment>& segments, int rank, std::int64_t s
                           std::to_string(stripe_len));
   }
   for (const Segment& segment : segments) {
-    if (segment.rank != rank || segment.keys.begin % split_len == 0) continue;
+    if (rank != kAllRanks && segment.rank != rank) continue;
+    if (segment.keys.begin % split_len == 0) continue;
     throw InvalidArgument(
         "k", "expected keys from a multiple of split_len = " + std::to_string(split_len) +
                  " on, got the first at " + std::to_string(segment.keys.begin) +

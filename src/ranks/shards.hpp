@@ -19,7 +19,9 @@ struct Segment {
 /// stripes would give the ranks other numbers of keys.
 std::vector<Segment> segments_of(std::span<const std::int64_t> counts, std::int64_t stripe_len);
 
-/// Throws InvalidArgument unless this rank's segments begin at splits of its kernel.
+inline constexpr int kAllRanks = -1;
+
+/// Throws InvalidArgument unless the segments of `rank` begin at splits of this rank's kernel.
 void check_begins(const std::vector<Segment>& segments, int rank, std::int64_t split_len,
                   std::int64_t stripe_len);
 

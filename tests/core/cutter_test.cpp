@@ -239,7 +239,7 @@ TEST(PlanBlocks, CoverTheProblemWithinTheScratch) {
     const std::int64_t least = backend.scratch_bytes(p, 1, 1, 1);
     const std::int64_t all = backend.scratch_bytes(p, p.num_groups(), p.shape.q_len, 1);
     const std::int64_t limit = rng.one_in(3) ? all : rng.between(least, all);
-    const std::vector<Block> blocks = plan_blocks(p, backend, limit, 1);
+    const std::vector<Block> blocks = plan_blocks(p, backend, limit, 1, 0, p.shape.q_len);
     std::vector<int> times(static_cast<std::size_t>(p.num_groups() * p.shape.q_len));
     for (const Block& b : blocks) {
       EXPECT_LE(backend.scratch_bytes(p, b.group_end - b.group_begin, b.row_end - b.row_begin, 1),
@@ -251,7 +251,7 @@ TEST(PlanBlocks, CoverTheProblemWithinTheScratch) {
     EXPECT_EQ(times, std::vector<int>(times.size(), 1));
     EXPECT_EQ(blocks.size() == 1, limit == all);
     try {
-      plan_blocks(p, backend, least - 1, 1);
+      plan_blocks(p, backend, least - 1, 1, 0, p.shape.q_len);
       FAIL() << "one row needs more than " << least - 1;
     } catch (const InvalidArgument& e) {
       EXPECT_EQ(e.argument(), "max_scratch_bytes");
