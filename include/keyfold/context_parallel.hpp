@@ -9,7 +9,7 @@
 
 namespace keyfold {
 
-/// Keys [begin, end) by absolute position.
+/// Keys, or query rows, [begin, end) by their number in the whole.
 struct KeySpan {
   std::int64_t begin = 0, end = 0;
   bool operator==(const KeySpan&) const = default;
@@ -21,6 +21,12 @@ struct KeySpan {
 /// InvalidArgument.
 KEYFOLD_API std::vector<KeySpan> shard_keys(std::int64_t kv_len, int num_ranks, int rank,
                                             std::int64_t split_len, std::int64_t stripe_len = 0);
+
+/// The query rows of one rank, ascending, in stripes that the ranks take in turn, there and back
+/// (0, 1, ... n-1, n-1, ... 0): with two stripes for each, of q_len / (2 num_ranks) rows, causal
+/// work is the same on all. Throws InvalidArgument.
+KEYFOLD_API std::vector<KeySpan> shard_rows(std::int64_t q_len, int num_ranks, int rank,
+                                            std::int64_t row_stripe_len);
 
 /// Whose the queries are.
 enum class Queries : std::uint8_t {
@@ -39,7 +45,7 @@ enum class MergeOrder : std::uint8_t {
 /// attention.run and the data of attention.lse.
 struct ContextParallelOptions {
   /// What to compute. Positions count in the whole sequence: kv_len is the sum of the ranks', q_len
-  /// with Queries::kOwn too, whose rows follow each other in the order of the ranks. mask, sinks
+  /// with Queries::kOwn too, whose rows lie as row_stripe_len says. mask, sinks
   /// and kv_lens are those of the whole: of a mask, each rank reads only its keys' columns.
   AttentionOptions attention;
   Queries queries = Queries::kReplicated;
@@ -47,6 +53,9 @@ struct ContextParallelOptions {
   /// How the keys lie, as in shard_keys(): 0 contiguous, in any unequal or empty shares of whole
   /// splits, of which the last that is not empty may have a ragged end.
   std::int64_t stripe_len = 0;
+  /// How the rows lie with Queries::kOwn: as in shard_rows(), or with 0 one rank's behind the
+  /// other's, in any unequal or empty shares.
+  std::int64_t row_stripe_len = 0;
   /// What is computed and sent together, state or keys, in bytes, about: while one block is on its
   /// way the next is computed.
   std::int64_t block_bytes = 4 << 20;

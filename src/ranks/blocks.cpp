@@ -2,6 +2,10 @@
 #include "ranks/blocks.hpp"
 
 #include <algorithm>
+#include <numeric>
+#include <string>
+
+#include "keyfold/context_parallel.hpp"
 
 namespace keyfold::ranks {
 namespace {
@@ -12,6 +16,32 @@ constexpr std::int64_t kLeastRows = 16;
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
+
+std::vector<Owned> owned_rows(std::span<const std::int64_t> counts, std::int64_t row_stripe_len) {
+  const auto num_ranks = static_cast<int>(counts.size());
+  const std::int64_t q_len = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+  std::vector<Owned> owned;
+  std::int64_t first = 0;
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    const std::int64_t count = counts[static_cast<std::size_t>(rank)];
+    std::vector<KeySpan> spans{{first, first + count}};
+    if (row_stripe_len > 0) spans = shard_rows(q_len, num_ranks, rank, row_stripe_len);
+    std::int64_t local = 0;
+    for (const KeySpan& rows : spans) {
+      owned.push_back({rank, rows.begin, rows.end, rows.begin - local});
+      local += rows.end - rows.begin;
+    }
+    if (local != count) {
+      throw InvalidArgument("q", "expected " + std::to_string(local) + " rows on rank " +
+                                     std::to_string(rank) + ", its stripes of " +
+                                     std::to_string(row_stripe_len) + " of the " +
+                                     std::to_string(q_len) + " rows of all ranks, got " +
+                                     std::to_string(count) + "; see shard_rows()");
+    }
+    first += count;
+  }
+  return owned;
+}
 
 std::vector<Block> plan_blocks(const core::Problem& problem, const std::vector<Owned>& owned,
                                std::int64_t block_bytes) {
@@ -42,7 +72,8 @@ std::vector<Block> plan_blocks(const core::Problem& problem, const std::vector<O
           const std::int64_t end = std::min(it.row_end, begin + cut_rows);
           if (begin >= end) continue;
           blocks.back().push_back({it.owner, batch, std::min(s.batch, batch + batches), head,
-                                   std::min(s.num_kv_heads, head + kv_heads), begin, end});
+                                   std::min(s.num_kv_heads, head + kv_heads), begin, end,
+                                   it.shift});
         }
       }
     }

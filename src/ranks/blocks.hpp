@@ -1,6 +1,7 @@
 // How the rows of a call are cut into the blocks that travel between the ranks.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "core/problem.hpp"
@@ -16,6 +17,7 @@ struct Slice {
   std::int64_t batch_begin = 0, batch_end = 0;
   std::int64_t kv_head_begin = 0, kv_head_end = 0;
   std::int64_t row_begin = 0, row_end = 0;
+  std::int64_t shift = 0;  ///< of the owner's tensors: its row for row i is i - shift
 
   std::int64_t rows() const { return row_end - row_begin; }
   /// Query rows of all its heads.
@@ -25,15 +27,19 @@ struct Slice {
   }
 };
 
-/// Slices that are computed and sent together: one for all ranks, or one for each owner that has
-/// rows left.
+/// Slices that are computed and sent together, owner by owner.
 using Block = std::vector<Slice>;
 
-/// The rows of each owner: one entry for Slice::kAll, or one per rank.
+/// Rows that follow each other and their owner: all of Slice::kAll, or some of each rank.
 struct Owned {
   int owner = Slice::kAll;
   std::int64_t row_begin = 0, row_end = 0;
+  std::int64_t shift = 0;  ///< as a Slice's
 };
+
+/// Who has which rows when rank r has counts[r] of them, rank by rank. Throws InvalidArgument where
+/// stripes would give the ranks other numbers of rows.
+std::vector<Owned> owned_rows(std::span<const std::int64_t> counts, std::int64_t row_stripe_len);
 
 /// Blocks of about `block_bytes` of state.
 std::vector<Block> plan_blocks(const core::Problem& problem, const std::vector<Owned>& owned,

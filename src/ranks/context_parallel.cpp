@@ -32,6 +32,8 @@ void check_tensors(const TensorView& q, const TensorView& k, const TensorView& v
                    const MutableTensorView& out, const ContextParallelOptions& options) {
   check("stripe_len", options.stripe_len >= 0, "at least 0",
         static_cast<double>(options.stripe_len));
+  check("row_stripe_len", options.row_stripe_len >= 0, "at least 0",
+        static_cast<double>(options.row_stripe_len));
   check("block_bytes", options.block_bytes >= 1, "at least 1",
         static_cast<double>(options.block_bytes));
   check("timeout_seconds", options.timeout_seconds > 0 && std::isfinite(options.timeout_seconds),
@@ -95,6 +97,7 @@ std::vector<Field> fields_of(const TensorView& q, const TensorView& k, const Ten
       {"queries", own ? "own" : "replicated"},
       {"order", options.order == MergeOrder::kOrdered ? "ordered" : "reduce"},
       {"stripe_len", text(options.stripe_len)},
+      {"row_stripe_len", text(own ? options.row_stripe_len : 0)},
       {"block_bytes", text(options.block_bytes)},
       {"dtype", std::string(name_of(q.dtype))},
       {"batch", text(q.sizes[0])},
@@ -118,17 +121,6 @@ std::vector<Field> fields_of(const TensorView& q, const TensorView& k, const Ten
   return fields;
 }
 
-std::vector<Owned> owned_rows(const Shares& shares, Queries queries) {
-  if (queries == Queries::kReplicated) return {{Slice::kAll, 0, shares.q_len.front()}};
-  std::vector<Owned> owned;
-  std::int64_t row = 0;
-  for (std::size_t rank = 0; rank < shares.q_len.size(); ++rank) {
-    owned.push_back({static_cast<int>(rank), row, row + shares.q_len[rank]});
-    row = owned.back().row_end;
-  }
-  return owned;
-}
-
 void run(Channel& channel, const TensorView& q, const TensorView& k, const TensorView& v,
          const MutableTensorView& out, const ContextParallelOptions& options,
          ContextParallelReport& result) {
@@ -143,12 +135,15 @@ void run(Channel& channel, const TensorView& q, const TensorView& k, const Tenso
   const Shares shares = agree(channel, fields, k.sizes[2], q.sizes[2], failure);
 
   // What is thrown from here to the job is thrown by all ranks: all have the same numbers.
-  const std::vector<Owned> owned = owned_rows(shares, options.queries);
+  const bool own = options.queries == Queries::kOwn;
+  std::vector<Owned> owned{{Slice::kAll, 0, shares.q_len.front(), 0}};
+  if (own) owned = owned_rows(shares.q_len, options.row_stripe_len);
   AttentionShape shape;
   shape.batch = q.sizes[0];
   shape.num_heads = q.sizes[1];
   shape.num_kv_heads = k.sizes[1];
-  shape.q_len = owned.back().row_end;
+  shape.q_len = own ? std::accumulate(shares.q_len.begin(), shares.q_len.end(), std::int64_t{0})
+                    : shares.q_len.front();
   shape.kv_len = std::accumulate(shares.kv_len.begin(), shares.kv_len.end(), std::int64_t{0});
   shape.head_dim = q.sizes[3];
   shape.value_dim = v.sizes[3];
@@ -156,7 +151,7 @@ void run(Channel& channel, const TensorView& q, const TensorView& k, const Tenso
   result.kv_len = shape.kv_len;
   std::vector<Segment> segments = segments_of(shares.kv_len, options.stripe_len);
   Job job(channel, core::make_problem(shape, nullptr, options.attention), q, k, v, out, options,
-          std::move(segments), owned);
+          std::move(segments), std::move(owned));
   if (options.order == MergeOrder::kReduce) {
     merge_by_reductions(job, options.block_bytes);
   } else if (job.own_rows()) {

@@ -43,74 +43,74 @@ Job::Job(Channel& channel, core::Problem problem, const TensorView& q, const Ten
       v_(v),
       out_(out),
       attention_(options.attention),
-      user_progress_(std::move(attention_.run.progress)),
       segments_(std::move(segments)),
       owned_(std::move(owned)) {
-  attention_.run.progress = [this](const Progress& progress) { progressed(progress); };
   const AttentionShape& s = problem_.shape;
-  if (own_rows()) first_row_ = owned_[static_cast<std::size_t>(channel.rank())].row_begin;
+  const bool keys_pass = own_rows() && options.order == MergeOrder::kOrdered;
   attempt([&] {
     core::guard_memory([&] {
       problem_ = core::make_problem(s, &q, attention_);
-      session_ = std::make_unique<core::Session>(problem_, attention_.run);
-      split_len_ = session_->kernel().split_len;
+      const core::Session session(problem_, attention_.run);
+      split_len_ = session.kernel().split_len;
       // Keys that pass by are folded by this kernel, whosever they are.
-      const bool all = own_rows() && options.order == MergeOrder::kOrdered;
-      check_begins(segments_, all ? kAllRanks : channel.rank(), split_len_, options.stripe_len);
+      check_begins(segments_, keys_pass ? kAllRanks : channel.rank(), split_len_,
+                   options.stripe_len);
       AttentionShape mine = s;
       mine.q_len = q.sizes[2];
       staging_.emplace(mine, attention_.lse.has_value());
+      report_ = session.report();
     });
-    report_ = session_->report();
   });
-  if (own_rows() && options.order == MergeOrder::kOrdered) {
-    const Owned& mine = owned_[static_cast<std::size_t>(channel.rank())];
-    const double pairs = problem_.visible_pairs(
-        {0, problem_.num_groups(), mine.row_begin, mine.row_end, 0, s.kv_len});
-    if (pairs > 0)
-      share_ = pairs / problem_.visible_pairs({0, problem_.num_groups(), 0, s.q_len, 0, s.kv_len});
-    return;
+  const auto pairs = [&](std::int64_t row_begin, std::int64_t row_end, KeySpan keys) {
+    return problem_.visible_pairs(
+        {0, problem_.num_groups(), row_begin, row_end, keys.begin, keys.end});
+  };
+  double own = 0;
+  if (keys_pass) {
+    for (const Owned& it : owned_) {
+      if (it.owner == channel.rank()) own += pairs(it.row_begin, it.row_end, {0, s.kv_len});
+    }
+  } else {
+    for (const Segment& it : segments_) {
+      if (it.rank == channel.rank()) own += pairs(0, s.q_len, it.keys);
+    }
   }
-  double all = 0, own = 0;
-  for (const Segment& segment : segments_) {
-    const double pairs = problem_.visible_pairs(
-        {0, problem_.num_groups(), 0, s.q_len, segment.keys.begin, segment.keys.end});
-    all += pairs;
-    if (segment.rank == channel.rank()) own += pairs;
-  }
-  if (own > 0) share_ = own / all;
+  if (own > 0) share_ = own / pairs(0, s.q_len, {0, s.kv_len});
 }
 
 std::string Job::kernel() const { return report_.backend + " " + report_.kernel; }
 
-void Job::progressed(Progress progress) {
+void Job::progressed(Progress progress, double& fraction) {
   channel_.poke();
-  in_session_ = progress.fraction;
-  if (!user_progress_) return;
-  progress.fraction = std::min(1.0, (done_ + in_session_) / share_);
-  progress.dispatches += report_.dispatches;
-  progress.elapsed_ms += report_.elapsed_ms;
+  done_ += progress.fraction - fraction;
+  fraction = progress.fraction;
+  if (!attention_.run.progress) return;
+  progress.fraction = std::min(1.0, done_ / share_);
+  progress.dispatches = ++dispatches_;
+  progress.elapsed_ms =
+      std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_).count();
   progress.longest_dispatch_ms =
       std::max(progress.longest_dispatch_ms, report_.longest_dispatch_ms);
-  user_progress_(progress);
+  attention_.run.progress(progress);
 }
 
-core::Session& Job::session_for(const Slice& slice, const void* q) {
+std::unique_ptr<core::Session> Job::session_for(const Slice& slice, const void* q) {
   if (q == nullptr) return session_with(problem_.q);
   return session_with(slice_view(problem_, slice, const_cast<void*>(q), q_.dtype, q_.sizes[3]));
 }
 
-core::Session& Job::session_with(const TensorView& q) {
+std::unique_ptr<core::Session> Job::session_with(const TensorView& q) {
   core::Problem problem = problem_;
   problem.q = q;
-  in_session_ = 0;
-  session_ = std::make_unique<core::Session>(std::move(problem), attention_.run);
-  return *session_;
+  RunOptions run = attention_.run;
+  run.progress = [this, fraction = 0.0](const Progress& progress) mutable {
+    progressed(progress, fraction);
+  };
+  return std::make_unique<core::Session>(std::move(problem), run);
 }
 
-void Job::account() {
-  const Report now = session_->report();
-  done_ += in_session_;
+void Job::account(const core::Session& session) {
+  const Report now = session.report();
   report_.dispatches += now.dispatches;
   report_.longest_dispatch_ms = std::max(report_.longest_dispatch_ms, now.longest_dispatch_ms);
   report_.elapsed_ms += now.elapsed_ms;
@@ -127,7 +127,7 @@ StateView Job::view_of(const Slice& slice, const SliceState& state) const {
 
 void Job::copy_queries(const Slice& slice, void* to) const {
   const MutableTensorView target = slice_view(problem_, slice, to, q_.dtype, q_.sizes[3]);
-  const TensorView source = shifted(q_, 0, 0, first_row_);
+  const TensorView source = shifted(q_, 0, 0, slice.shift);
   const std::int64_t heads = problem_.group_size();
   const auto bytes = static_cast<std::size_t>(size_of(q_.dtype));
   for (std::int64_t b = slice.batch_begin; b < slice.batch_end; ++b) {
@@ -154,23 +154,23 @@ void Job::compute(const Slice& slice, const void* q, std::span<const Segment> se
   }
   attempt([&] {
     core::guard_memory([&] {
-      core::Session& session = session_for(slice, q);
+      const std::unique_ptr<core::Session> session = session_for(slice, q);
       const core::Block block = block_of(slice, problem_);
-      const std::unique_ptr<core::Run> run = session.begin(block);
-      if (go_on) session.load(*run, view_of(slice, state));
+      const std::unique_ptr<core::Run> run = session->begin(block);
+      if (go_on) session->load(*run, view_of(slice, state));
       bool folded = false;
       for (const Segment& segment : segments) {
         if (!mine(segment)) continue;
-        if (folded) session.keep(*run);
+        if (folded) session->keep(*run);
         const core::KeySource source = core::locate_keys(
             keys_of(segment, segment.keys), values_of(segment, segment.keys), segment.keys.begin);
-        session.check_reaches(source);
-        session.fold(*run, block, source, {segment.keys.begin, segment.keys.end});
+        session->check_reaches(source);
+        session->fold(*run, block, source, {segment.keys.begin, segment.keys.end});
         folded = true;
       }
-      session.save(*run, view_of(slice, state));
+      session->save(*run, view_of(slice, state));
+      account(*session);
     });
-    account();
   });
 }
 
@@ -178,19 +178,19 @@ void Job::finish(const Slice& slice, const SliceState& state) {
   if (slice.owner != Slice::kAll && slice.owner != channel_.rank()) return;
   attempt([&] {
     core::guard_memory([&] {
-      core::Session& session = session_for(slice, nullptr);
-      const std::unique_ptr<core::Run> run = session.begin(block_of(slice, problem_));
-      session.load(*run, view_of(slice, state));
-      write_rows(*run);
+      const std::unique_ptr<core::Session> session = session_for(slice, nullptr);
+      const std::unique_ptr<core::Run> run = session->begin(block_of(slice, problem_));
+      session->load(*run, view_of(slice, state));
+      write_rows(*session, *run, slice.shift);
     });
-    account();
   });
 }
 
-void Job::write_rows(core::Run& run) {
+void Job::write_rows(core::Session& session, core::Run& run, std::int64_t shift) {
   std::optional<MutableTensorView> lse;
-  if (staging_->lse()) lse = writable(shifted(*staging_->lse(), 0, 0, first_row_));
-  session_->finish(run, writable(shifted(staging_->out(), 0, 0, first_row_)), lse);
+  if (staging_->lse()) lse = writable(shifted(*staging_->lse(), 0, 0, shift));
+  session.finish(run, writable(shifted(staging_->out(), 0, 0, shift)), lse);
+  account(session);
 }
 
 TensorView Job::keys_of(const Segment& segment, KeySpan keys) const {
@@ -200,35 +200,54 @@ TensorView Job::values_of(const Segment& segment, KeySpan keys) const {
   return rows_of(v_, segment.first_row + keys.begin - segment.keys.begin, keys.end - keys.begin);
 }
 
-std::vector<core::Block> Job::own_blocks() {
-  std::vector<core::Block> blocks;
+std::int64_t Job::own_passes() {
   attempt([&] {
-    core::Session& session = session_with(shifted(q_, 0, 0, first_row_));
-    blocks =
-        session.blocks(session.settings().max_scratch_bytes, first_row_, first_row_ + q_.sizes[2]);
+    const std::unique_ptr<core::Session> session = session_with(problem_.q);
+    const std::int64_t most = session->settings().max_scratch_bytes;
+    std::int64_t taken = most;  // of the pass that is being filled; full, as there is none
+    for (const Owned& it : owned_) {
+      if (it.owner != channel_.rank() || it.row_begin == it.row_end) continue;
+      for (const core::Block& block : session->blocks(most, it.row_begin, it.row_end)) {
+        const std::int64_t bytes = session->scratch_bytes({block});
+        if (taken + bytes > most) {
+          passes_.emplace_back();
+          taken = 0;
+        }
+        taken += bytes;
+        passes_.back().push_back({block, it.shift, nullptr, nullptr});
+      }
+    }
   });
-  return blocks;
+  return static_cast<std::int64_t>(passes_.size());
 }
 
-void Job::begin_rows(const core::Block& block) {
+void Job::begin_pass(std::int64_t number) {
+  pass_ = number;
   attempt([&] {
-    rows_ = block;
-    run_.reset();
-    run_ = session_with(shifted(q_, 0, 0, first_row_)).begin(block);
+    for (Rows& rows : passes_[static_cast<std::size_t>(number)]) {
+      rows.session = session_with(shifted(q_, 0, 0, rows.shift));
+      rows.run = rows.session->begin(rows.block);
+    }
   });
 }
 
-void Job::fold_rows(const TensorView& k, const TensorView& v, KeySpan keys) {
+void Job::fold_own(const TensorView& k, const TensorView& v, KeySpan keys) {
   attempt([&] {
-    session_->fold(*run_, rows_, core::locate_keys(k, v, keys.begin), {keys.begin, keys.end});
-    session_->keep(*run_);
+    const core::KeySource source = core::locate_keys(k, v, keys.begin);
+    for (Rows& rows : passes_[static_cast<std::size_t>(pass_)]) {
+      rows.session->fold(*rows.run, rows.block, source, {keys.begin, keys.end});
+      rows.session->keep(*rows.run);
+    }
   });
 }
 
-void Job::finish_rows() {
+void Job::finish_pass() {
   attempt([&] {
-    write_rows(*run_);
-    account();
+    for (Rows& rows : passes_[static_cast<std::size_t>(pass_)]) {
+      write_rows(*rows.session, *rows.run, rows.shift);
+      rows.run.reset();
+      rows.session.reset();
+    }
   });
 }
 

@@ -1,8 +1,8 @@
 // One rank's part of one call: states of slices over its own keys, and results from merged states.
 #pragma once
 
+#include <chrono>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -75,14 +75,14 @@ class Job {
   /// Results from merged states: those of compute(), or the sums with the maximum.
   void finish(const Slice& slice, const SliceState& state);
 
-  // The rows that this rank has for itself, block after block, each with all keys in their order:
+  // The rows that this rank has for itself, some at a time, each with all keys in their order:
 
-  /// Blocks of its rows, each within max_scratch_bytes; none after a failure.
-  std::vector<core::Block> own_blocks();
-  void begin_rows(const core::Block& block);
+  /// How many times this takes, each within max_scratch_bytes; 0 after a failure.
+  std::int64_t own_passes();
+  void begin_pass(std::int64_t number);
   /// Keys and values that stay as they are until the next call.
-  void fold_rows(const TensorView& k, const TensorView& v, KeySpan keys);
-  void finish_rows();
+  void fold_own(const TensorView& k, const TensorView& v, KeySpan keys);
+  void finish_pass();
 
   /// Hands out the results.
   void commit();
@@ -98,32 +98,38 @@ class Job {
   }
 
  private:
-  /// For a slice, with its queries where `q` is, or where this rank has all.
-  core::Session& session_for(const Slice& slice, const void* q);
-  core::Session& session_with(const TensorView& q);
+  /// Rows of this rank in one session of their own.
+  struct Rows {
+    core::Block block;
+    std::int64_t shift = 0;  // as a Slice's
+    std::unique_ptr<core::Session> session;
+    std::unique_ptr<core::Run> run;  // refers to the session
+  };
+
+  /// With the queries of a slice where `q` is, or where this rank has all.
+  std::unique_ptr<core::Session> session_for(const Slice& slice, const void* q);
+  std::unique_ptr<core::Session> session_with(const TensorView& q);
   /// After work in that session.
-  void account();
-  void write_rows(core::Run& run);
+  void account(const core::Session& session);
+  void write_rows(core::Session& session, core::Run& run, std::int64_t shift);
   StateView view_of(const Slice& slice, const SliceState& state) const;
-  void progressed(Progress progress);
+  void progressed(Progress progress, double& fraction);
 
   Channel& channel_;
   core::Problem problem_;
   TensorView q_, k_, v_;
   MutableTensorView out_;
   AttentionOptions attention_;
-  std::function<void(const Progress&)> user_progress_;
   std::vector<Segment> segments_;
   std::vector<Owned> owned_;
-  std::int64_t first_row_ = 0;  // of q_ and out_, among all rows
-  core::Block rows_;            // of begin_rows()
   std::int64_t split_len_ = 1;
-  double share_ = 1;  // of all visible pairs, those of this rank's keys
-  double done_ = 0;   // of all visible pairs, in sessions before this one
-  double in_session_ = 0;
+  double share_ = 1;  // of all visible pairs, those that this rank computes
+  double done_ = 0;   // of all visible pairs
+  std::int64_t dispatches_ = 0;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   std::optional<core::Staging> staging_;
-  std::unique_ptr<core::Session> session_;
-  std::unique_ptr<core::Run> run_;  // of begin_rows(): refers to the session
+  std::vector<std::vector<Rows>> passes_;
+  std::int64_t pass_ = 0;  // the one that was begun
   std::exception_ptr failure_;
   Report report_;
 };

@@ -44,15 +44,15 @@ class KeyVisits {
   }
 
   void run() {
-    const std::vector<core::Block> blocks = job_.own_blocks();
+    const std::int64_t own_passes = job_.own_passes();
     // A rank whose rows take more memory than it may use takes them one after another, and all keys
     // visit again.
-    const std::int64_t passes = agreed_most(static_cast<float>(blocks.size()));
+    const std::int64_t passes = agreed_most(static_cast<float>(own_passes));
     for (std::int64_t pass = 0; pass < passes; ++pass) {
-      const bool takes_part = pass < static_cast<std::int64_t>(blocks.size());
-      if (takes_part) job_.begin_rows(blocks[static_cast<std::size_t>(pass)]);
+      const bool takes_part = pass < own_passes;
+      if (takes_part) job_.begin_pass(pass);
       run_pass(takes_part);
-      if (takes_part) job_.finish_rows();
+      if (takes_part) job_.finish_pass();
       if (agreed_most(job_.mark()) > 0) job_.throw_failure();
     }
   }
@@ -79,7 +79,7 @@ class KeyVisits {
       const std::shared_ptr<Visit> visit = std::move(under_way.front());
       under_way.pop_front();
       channel_.wait(visit->arrival, "the keys of rank " + std::to_string(visit->segment->rank));
-      if (takes_part) job_.fold_rows(visit->k, visit->v, visit->keys);
+      if (takes_part) job_.fold_own(visit->k, visit->v, visit->keys);
     }
   }
 

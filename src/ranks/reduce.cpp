@@ -1,6 +1,6 @@
 // Merging by reductions.
+#include <algorithm>
 #include <cmath>
-#include <deque>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -60,22 +60,33 @@ class Reductions {
     auto parcel = std::make_shared<Parcel>();
     parcel->block = blocks_[number];
     if (!job_.own_rows()) return parcel;
-    const std::int64_t share = query_bytes(*parcel);
+    const std::int64_t share = query_share(*parcel);
     parcel->q_mine.resize(static_cast<std::size_t>(share));
     parcel->q_all.resize(static_cast<std::size_t>(share * channel_.num_ranks()));
+    std::byte* next_slice = parcel->q_mine.data();
     for (const Slice& slice : parcel->block) {
-      if (slice.owner == channel_.rank()) job_.copy_queries(slice, parcel->q_mine.data());
+      if (slice.owner != channel_.rank()) continue;
+      job_.copy_queries(slice, next_slice);
+      next_slice += query_bytes(slice);
     }
     parcel->queries =
         channel_.all_gather(parcel, parcel->q_mine.data(), parcel->q_all.data(), share);
     return parcel;
   }
 
-  /// Bytes of the largest slice's queries.
-  std::int64_t query_bytes(const Parcel& parcel) const {
-    std::int64_t most = 0;
-    for (const Slice& slice : parcel.block) most = std::max(most, slice.states(problem_));
-    return most * problem_.shape.head_dim * size_of(problem_.shape.dtype);
+  std::int64_t query_bytes(const Slice& slice) const {
+    return slice.states(problem_) * problem_.shape.head_dim * size_of(problem_.shape.dtype);
+  }
+  /// Room for the queries of any rank.
+  std::int64_t query_share(const Parcel& parcel) const {
+    std::int64_t most = 0, bytes = 0;
+    int owner = Slice::kAll;
+    for (const Slice& slice : parcel.block) {
+      bytes = (slice.owner == owner ? bytes : 0) + query_bytes(slice);
+      owner = slice.owner;
+      most = std::max(most, bytes);
+    }
+    return most;
   }
 
   void compute(const std::shared_ptr<Parcel>& shared) {
@@ -87,16 +98,19 @@ class Reductions {
     for (const Slice& slice : parcel.block) {
       states += slice.states(problem_);
       if (slice.owner != Slice::kAll) {
-        parcel.counts[static_cast<std::size_t>(slice.owner)] = slice.states(problem_) * width;
+        parcel.counts[static_cast<std::size_t>(slice.owner)] += slice.states(problem_) * width;
       }
     }
     parcel.local.resize(static_cast<std::size_t>(states));
     parcel.sums.resize(static_cast<std::size_t>(states * width));
+    int owner = Slice::kAll;
+    const std::byte* q = nullptr;
     for (std::size_t i = 0; i < parcel.block.size(); ++i) {
       const Slice& slice = parcel.block[i];
-      const void* const q =
-          parcel.queries ? parcel.q_all.data() + slice.owner * query_bytes(parcel) : nullptr;
+      if (slice.owner != owner) q = parcel.q_all.data() + slice.owner * query_share(parcel);
+      owner = slice.owner;
       job_.compute(slice, q, job_.segments(), parcel.state(problem_, i));
+      if (q != nullptr) q += query_bytes(slice);
     }
     parcel.q_mine = parcel.q_all = {};
     parcel.most = parcel.local;
@@ -142,14 +156,17 @@ class Reductions {
 
   void finish(Parcel& parcel) {
     channel_.wait(parcel.sum, "the other ranks' sums");
+    float* mine = parcel.mine.data();
     for (std::size_t i = 0; i < parcel.block.size(); ++i) {
       const Slice& slice = parcel.block[i];
       SliceState state = parcel.state(problem_, i);
-      float* const most = parcel.most.data() + (state.m - parcel.local.data());
+      state.m = parcel.most.data() + (state.m - parcel.local.data());
       if (slice.owner == channel_.rank()) {
-        state = {most, parcel.mine.data(), parcel.mine.data() + slice.states(problem_)};
+        const std::int64_t states = slice.states(problem_);
+        state.l = mine;
+        state.o = mine + states;
+        mine += states * (problem_.shape.value_dim + 1);
       }
-      state.m = most;
       job_.finish(slice, state);
     }
   }

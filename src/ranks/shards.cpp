@@ -66,19 +66,32 @@ void check_begins(const std::vector<Segment>& segments, int rank, std::int64_t s
 
 }  // namespace ranks
 
-std::vector<KeySpan> shard_keys(std::int64_t kv_len, int num_ranks, int rank,
-                                std::int64_t split_len, std::int64_t stripe_len) {
-  const auto check = [](const char* name, bool good, const std::string& expected,
+namespace {
+
+void check_shards(const char* name, std::int64_t len, int num_ranks, int rank) {
+  const auto check = [](const char* what, bool good, const std::string& expected,
                         std::int64_t got) {
     if (good) return;
-    throw InvalidArgument(name, "expected " + expected + ", got " + std::to_string(got));
+    throw InvalidArgument(what, "expected " + expected + ", got " + std::to_string(got));
   };
-  check("kv_len", kv_len >= 0, "at least 0", kv_len);
+  check(name, len >= 0, "at least 0", len);
   check("num_ranks", num_ranks >= 1, "at least 1", num_ranks);
   check("rank", rank >= 0 && rank < num_ranks, "0 to " + std::to_string(num_ranks - 1), rank);
-  check("split_len", split_len >= 1, "at least 1", split_len);
-  check("stripe_len", stripe_len >= 0 && stripe_len % split_len == 0,
-        "a multiple of split_len = " + std::to_string(split_len), stripe_len);
+}
+
+}  // namespace
+
+std::vector<KeySpan> shard_keys(std::int64_t kv_len, int num_ranks, int rank,
+                                std::int64_t split_len, std::int64_t stripe_len) {
+  check_shards("kv_len", kv_len, num_ranks, rank);
+  if (split_len < 1) {
+    throw InvalidArgument("split_len", "expected at least 1, got " + std::to_string(split_len));
+  }
+  if (stripe_len < 0 || stripe_len % split_len != 0) {
+    throw InvalidArgument(
+        "stripe_len", "expected a multiple of split_len = " + std::to_string(split_len) + ", got " +
+                          std::to_string(stripe_len));
+  }
   std::vector<KeySpan> spans;
   const auto add = [&](std::int64_t begin, std::int64_t end) {
     end = std::min(end, kv_len);
@@ -95,6 +108,24 @@ std::vector<KeySpan> shard_keys(std::int64_t kv_len, int num_ranks, int rank,
   } else {
     for (std::int64_t begin = rank * stripe_len; begin < kv_len; begin += num_ranks * stripe_len) {
       add(begin, begin + stripe_len);
+    }
+  }
+  return spans;
+}
+
+std::vector<KeySpan> shard_rows(std::int64_t q_len, int num_ranks, int rank,
+                                std::int64_t row_stripe_len) {
+  check_shards("q_len", q_len, num_ranks, rank);
+  if (row_stripe_len < 1) {
+    throw InvalidArgument("row_stripe_len",
+                          "expected at least 1, got " + std::to_string(row_stripe_len));
+  }
+  std::vector<KeySpan> spans;
+  const std::int64_t round = 2 * num_ranks * row_stripe_len;  // there and back
+  for (std::int64_t first = 0; first < q_len; first += round) {
+    for (const std::int64_t stripe : {rank, 2 * num_ranks - 1 - rank}) {
+      const std::int64_t begin = first + stripe * row_stripe_len;
+      if (begin < q_len) spans.push_back({begin, std::min(q_len, begin + row_stripe_len)});
     }
   }
   return spans;

@@ -26,16 +26,19 @@ class Mpi : public BackendTest {
     EXPECT_EQ(report.kv_len, call.k.sizes[2]);
     const Outputs one = run(call);  // in which the others' rows stay as they are
     Outputs got = one;
-    std::int64_t first = 0;
-    for (int i = 0; i < rank_ && spread.queries == Queries::kOwn; ++i)
-      first += spread.q_lens[static_cast<std::size_t>(i)];
+    std::vector<std::int64_t> numbers;  // of this rank's rows, in the call
+    const bool own = spread.queries == Queries::kOwn;
+    for (const KeySpan& span :
+         own ? spread.rows(rank_) : std::vector<KeySpan>{{0, call.q.sizes[2]}})
+      for (std::int64_t row = span.begin; row < span.end; ++row) numbers.push_back(row);
+    const auto in_call = [&](const Dims& i) {
+      return Dims{i[0], i[1], numbers[static_cast<std::size_t>(i[2])], i[3]};
+    };
     std::vector<RowId> rows;
-    part.out.each([&](const Dims& i) {
-      got.out.set({i[0], i[1], first + i[2], i[3]}, part.out.at(i));
-    });
+    part.out.each([&](const Dims& i) { got.out.set(in_call(i), part.out.at(i)); });
     part.lse.each([&](const Dims& i) {
-      got.lse.set({i[0], i[1], first + i[2], 0}, part.lse.at(i));
-      rows.push_back({i[0], i[1], first + i[2]});
+      got.lse.set(in_call(i), part.lse.at(i));
+      rows.push_back({i[0], i[1], in_call(i)[2]});
     });
     if (spread.order == MergeOrder::kOrdered)
       EXPECT_TRUE(got.bytes() == one.bytes()) << "not the bits of one process";

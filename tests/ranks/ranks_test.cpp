@@ -111,6 +111,25 @@ TEST_P(Ranks, ManyKeysInShares) {
     }
 }
 
+TEST_P(Ranks, RowsThatDoNotFitInScratchTakeSeveralPasses) {
+  Rng rng("passes");
+  const Inputs inputs(
+      {.num_heads = 4, .num_kv_heads = 2, .q_len = 60, .kv_len = 3000, .causal = true}, rng);
+  const Call call = inputs.call();
+  Spread spread = Spread::random(rng, call, 3, split_len(call));
+  spread.queries = Queries::kOwn;
+  spread.order = MergeOrder::kOrdered;
+  spread.row_stripe_len = 0;
+  spread.q_lens = {4, 0, 56};
+  std::vector<RankCall> parts = parts_of(call, spread);
+  RunOptions one_thread;
+  one_thread.num_threads = 1;
+  const std::int64_t enough = plan_of(call.rows(0, 56), one_thread).scratch_bytes;
+  for (RankCall& part : parts) part.options.attention.run.max_scratch_bytes = enough - 1;
+  for (const std::exception_ptr& thrown : run_parts(parts)) EXPECT_EQ(what(thrown), "nothing");
+  EXPECT_TRUE(gathered(call, spread, parts).bytes() == run(call).bytes());
+}
+
 TEST_P(Ranks, InfAndNaNStayWhereTheyBelong) {
   Rng rng("special");
   Inputs inputs({.q_len = 6, .kv_len = 3 * split_len(DType::kFloat32, 6), .head_dim = 16}, rng);
@@ -337,6 +356,11 @@ TEST(ShardKeys, CoversAllOnceInWholeSplits) {
     const auto [least, most] = std::minmax_element(counts.begin(), counts.end());
     EXPECT_LE(*most - *least, 2 * std::max(split, stripe));
   }
+  EXPECT_EQ(shard_rows(20, 2, 0, 5), (std::vector<KeySpan>{{0, 5}, {15, 20}}));
+  EXPECT_EQ(shard_rows(24, 2, 1, 5), (std::vector<KeySpan>{{5, 10}, {10, 15}}));
+  EXPECT_EQ(shard_rows(24, 2, 0, 5), (std::vector<KeySpan>{{0, 5}, {15, 20}, {20, 24}}));
+  EXPECT_THROW(shard_rows(100, 2, 2, 10), InvalidArgument);
+  EXPECT_THROW(shard_rows(100, 2, 0, 0), InvalidArgument);
   EXPECT_THROW(shard_keys(100, 2, 2, 10), InvalidArgument);
   EXPECT_THROW(shard_keys(100, 2, 0, 10, 15), InvalidArgument);
   EXPECT_THROW(shard_keys(-1, 2, 0, 10), InvalidArgument);

@@ -1,6 +1,7 @@
 #include "ranks/shares.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <ostream>
 
 namespace keyfold::test {
@@ -50,14 +51,31 @@ Spread Spread::random(Rng& rng, const Call& call, int num_ranks, std::int64_t sp
     }
   }
   spread.q_lens = cut(rng, q_len, num_ranks, 1);
+  if (rng.one_in(2)) {
+    spread.row_stripe_len = rng.between(1, 12);
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      std::int64_t& count = spread.q_lens[static_cast<std::size_t>(rank)] = 0;
+      for (const KeySpan& span : shard_rows(q_len, num_ranks, rank, spread.row_stripe_len))
+        count += span.end - span.begin;
+    }
+  }
   return spread;
+}
+
+std::vector<KeySpan> Spread::rows(int rank) const {
+  const auto before = q_lens.begin() + rank;
+  const std::int64_t first = std::accumulate(q_lens.begin(), before, std::int64_t{0});
+  const std::int64_t q_len = std::accumulate(before, q_lens.end(), first);
+  if (row_stripe_len == 0) return {{first, first + *before}};
+  return shard_rows(q_len, num_ranks, rank, row_stripe_len);
 }
 
 std::ostream& operator<<(std::ostream& to, const Spread& spread) {
   to << spread.num_ranks << " ranks, "
      << (spread.queries == Queries::kOwn ? "own rows, " : "replicated, ")
      << (spread.order == MergeOrder::kOrdered ? "ordered" : "reduce") << ", stripes of "
-     << spread.stripe_len << ", blocks of " << spread.block_bytes << ", keys";
+     << spread.stripe_len << ", row stripes of " << spread.row_stripe_len << ", blocks of "
+     << spread.block_bytes << ", keys";
   for (const std::int64_t count : spread.kv_lens) to << ' ' << count;
   to << ", rows";
   for (const std::int64_t count : spread.q_lens) to << ' ' << count;
@@ -67,12 +85,14 @@ std::ostream& operator<<(std::ostream& to, const Spread& spread) {
 RankCall::RankCall(const Call& call, const Spread& spread, int rank) {
   const auto at = static_cast<std::size_t>(rank);
   const bool own = spread.queries == Queries::kOwn;
-  std::int64_t first_row = 0;
-  for (std::size_t i = 0; i < at; ++i) first_row += spread.q_lens[i];
   const std::int64_t rows = own ? spread.q_lens[at] : call.q.sizes[2];
   const Layout layout = rank % 2 ? Layout::kTransposed : Layout::kSliced;
   q_ = with_rows(call.q, rows, layout);
-  copy_rows(call.q, own ? first_row : 0, q_, 0, rows);
+  std::int64_t next = 0;
+  for (const KeySpan& span : own ? spread.rows(rank) : std::vector<KeySpan>{{0, call.q.sizes[2]}}) {
+    copy_rows(call.q, span.begin, q_, next, span.end - span.begin);
+    next += span.end - span.begin;
+  }
   q = q_.view();
   k = with_rows(call.k, spread.kv_lens[at], layout);
   v = with_rows(call.v, spread.kv_lens[at], layout);
@@ -100,6 +120,7 @@ RankCall::RankCall(const Call& call, const Spread& spread, int rank) {
   options.queries = spread.queries;
   options.order = spread.order;
   options.stripe_len = spread.stripe_len;
+  options.row_stripe_len = spread.row_stripe_len;
   options.block_bytes = spread.block_bytes;
   options.timeout_seconds = 60;
 }
@@ -110,17 +131,19 @@ Outputs gathered(const Call& call, const Spread& spread, const std::vector<RankC
       Tensor(call.q.dtype, sizes), Tensor(DType::kFloat32, {sizes[0], sizes[1], sizes[2], 1}), {}};
   all.out.poison();
   all.lse.poison();
-  std::int64_t row = 0;
-  for (const RankCall& part : parts) {
+  for (int rank = 0; rank < spread.num_ranks; ++rank) {
+    const RankCall& part = parts[static_cast<std::size_t>(rank)];
     EXPECT_TRUE(part.out.only_elements_written() && part.lse.only_elements_written());
-    const std::int64_t rows = part.q.sizes[2];
-    copy_rows(part.out.view(), 0, all.out, row, rows);
-    copy_rows(part.lse.view(), 0, all.lse, row, rows);
-    if (spread.queries == Queries::kOwn) {
-      row += rows;
-    } else {
+    const bool own = spread.queries == Queries::kOwn;
+    if (!own) {
       EXPECT_TRUE(part.out.bytes() == parts.front().out.bytes());
       EXPECT_TRUE(part.lse.bytes() == parts.front().lse.bytes());
+    }
+    std::int64_t next = 0;
+    for (const KeySpan& span : own ? spread.rows(rank) : std::vector<KeySpan>{{0, sizes[2]}}) {
+      copy_rows(part.out.view(), next, all.out, span.begin, span.end - span.begin);
+      copy_rows(part.lse.view(), next, all.lse, span.begin, span.end - span.begin);
+      next += span.end - span.begin;
     }
   }
   return all;

@@ -14,8 +14,12 @@ struct Spread {
   Queries queries = Queries::kReplicated;
   MergeOrder order = MergeOrder::kReduce;
   std::int64_t stripe_len = 0;
+  std::int64_t row_stripe_len = 0;
   std::int64_t block_bytes = 4 << 20;
   std::vector<std::int64_t> kv_lens, q_lens;  ///< of each rank
+
+  /// The rows of a rank with Queries::kOwn.
+  std::vector<KeySpan> rows(int rank) const;
 
   /// Shares in whole splits and rows drawn at random, empty ones too.
   static Spread random(Rng& rng, const Call& call, int num_ranks, std::int64_t split_len);
