@@ -76,5 +76,8 @@ int main(int argc, char** argv) {
     MPI_Finalize();
     return 0;
   }
-  std::_Exit(0);  // as MPI_Finalize would wait for the rank that is gone
+  // MPI_Finalize would wait for the rank that is gone; and a launcher may end the others as soon as
+  // one has ended without it.
+  std::this_thread::sleep_for(std::chrono::seconds(2));
+  std::_Exit(0);
 }
