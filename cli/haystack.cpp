@@ -9,7 +9,7 @@
 #include <fstream>
 #include <keyfold/error.hpp>
 
-#include "io/io_error.hpp"
+#include "keyfold/io_error.hpp"
 
 namespace keyfold::cli {
 namespace {
@@ -26,7 +26,7 @@ class Reader {
     std::error_code error;
     const bool directory = fs::is_directory(path, error);
     if (!error) error = directory ? read_directory(path) : read_file(path);
-    if (error) throw io::IoError("read", path.string(), error.value());
+    if (error) throw IoError("read", path.string(), error.value());
   }
 
   Haystack take() { return std::move(haystack_); }

@@ -1,76 +1,17 @@
 // The one call: validate, plan, run chunk by chunk, finish. And the plan alone.
 #include <algorithm>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <optional>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "core/device_memory.hpp"
 #include "core/guard.hpp"
-#include "core/half.hpp"
+#include "core/row_blocks.hpp"
 #include "core/session.hpp"
 #include "core/validate.hpp"
 
 namespace keyfold {
 namespace core {
 namespace {
-
-/// out and lse of a call whose rows come in several blocks: kept apart until the last is done.
-class Staging {
- public:
-  Staging(const AttentionShape& s, bool with_lse)
-      : out_data_(static_cast<std::size_t>(bytes(s, false))),
-        lse_data_(with_lse ? static_cast<std::size_t>(s.batch * s.num_heads * s.q_len) : 0),
-        out_(out_data_.data(), s.dtype, {s.batch, s.num_heads, s.q_len, s.value_dim}) {
-    if (with_lse) {
-      lse_ =
-          MutableTensorView(lse_data_.data(), DType::kFloat32, {s.batch, s.num_heads, s.q_len, 1});
-    }
-  }
-
-  static std::int64_t bytes(const AttentionShape& s, bool with_lse) {
-    const std::int64_t rows = s.batch * s.num_heads * s.q_len;
-    return rows * (s.value_dim * size_of(s.dtype) + (with_lse ? 4 : 0));
-  }
-
-  const MutableTensorView& out() const { return out_; }
-  const std::optional<MutableTensorView>& lse() const { return lse_; }
-
-  void commit(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) const {
-    copy(out_, out);
-    if (lse) copy(*lse_, *lse);
-  }
-
- private:
-  static void copy(const MutableTensorView& from, const MutableTensorView& to) {
-    const auto size = static_cast<std::size_t>(size_of(to.dtype));
-    for (std::int64_t b = 0; b < to.sizes[0]; ++b) {
-      for (std::int64_t h = 0; h < to.sizes[1]; ++h) {
-        for (std::int64_t i = 0; i < to.sizes[2]; ++i) {
-          const std::byte* source = element(from, b, h, i, 0);
-          std::byte* target = element(to, b, h, i, 0);
-          const auto row = static_cast<std::size_t>(to.sizes[3]);
-          if (to.strides[3] == 1) {
-            std::memcpy(target, source, row * size);
-            continue;
-          }
-          for (std::size_t d = 0; d < row; ++d) {
-            std::memcpy(target + d * size * static_cast<std::size_t>(to.strides[3]),
-                        source + d * size, size);
-          }
-        }
-      }
-    }
-  }
-
-  std::vector<std::byte> out_data_;
-  std::vector<float> lse_data_;
-  MutableTensorView out_;
-  std::optional<MutableTensorView> lse_;
-};
 
 /// Throws InvalidArgument that names the tensor, unless the session's device can reach all of them.
 void check_reaches(const Session& session, const TensorView& q, const TensorView& k,
@@ -91,39 +32,6 @@ void check_reaches(const Session& session, const TensorView& q, const TensorView
   }
 }
 
-/// Runs all blocks; nullopt, with nothing written, when there is no memory for the scratch of one.
-std::optional<Report> attend(Session& session, const std::vector<Block>& blocks,
-                             const KeySource& source, const MutableTensorView& out,
-                             const std::optional<MutableTensorView>& lse, std::string& why) {
-  const AttentionShape& shape = session.problem().shape;
-  std::optional<Staging> staging;
-  // On a device the rows are written as they come.
-  if (blocks.size() > 1 && session.problem().device == Device{})
-    staging.emplace(shape, lse.has_value());
-  for (const Block& block : blocks) {
-    std::unique_ptr<Run> run;
-    try {
-      run = session.begin(block);
-    } catch (const RunError& error) {
-      if (error.code() != ErrorCode::kOutOfMemory) throw;
-      why = error.what();
-      return std::nullopt;
-    }
-    session.fold(*run, block, source, {0, shape.kv_len});
-    if (staging) {
-      session.finish(*run, staging->out(), staging->lse());
-    } else {
-      session.finish(*run, out, lse);
-    }
-  }
-  Report report = session.report();
-  if (staging) {
-    staging->commit(out, lse);
-    report.staging_bytes = Staging::bytes(shape, lse.has_value());
-  }
-  return report;
-}
-
 }  // namespace
 }  // namespace core
 
@@ -138,23 +46,12 @@ Report scaled_dot_product_attention(const TensorView& q, const TensorView& k, co
     core::Session session(std::move(problem), options.run, core::backend_of(source));
     session.check_reaches(source);
     if (q.device != Device{}) core::check_reaches(session, q, k, v, out, options);
-    std::vector<core::Block> blocks = session.blocks();
-    std::string why, tried;
-    for (;;) {
-      const auto report = core::attend(session, blocks, source, out, options.lse, why);
-      if (report) return *report;
-      // Half of the scratch, then, in more blocks; at last one query row of one group.
-      const std::int64_t bytes = session.scratch_bytes(blocks);
-      const std::int64_t least = session.scratch_bytes({{0, 1, 0, 1}});
-      tried += (tried.empty() ? "" : ", ") + std::to_string(bytes);
-      if (bytes <= least) {
-        throw RunError(ErrorCode::kOutOfMemory,
-                       "out of memory for scratch, even of one query row at a time (tried " +
-                           tried + " bytes): " + why);
-      }
-      blocks = session.blocks(std::max(bytes / 2, least));
-      session.start_over();
-    }
+    return core::run_row_blocks(
+        session,
+        [&](core::Run& run, const core::Block& block) {
+          session.fold(run, block, source, {0, shape.kv_len});
+        },
+        out, options.lse);
   });
 }
 
@@ -174,7 +71,7 @@ Plan plan(const AttentionShape& shape, const AttentionOptions& options) {
     plan.rows_per_block = blocks.front().row_end - blocks.front().row_begin;
     plan.scratch_bytes = session.scratch_bytes(blocks);
     plan.staging_bytes =
-        blocks.size() > 1 ? core::Staging::bytes(shape, options.lse.has_value()) : 0;
+        blocks.size() > 1 ? core::staging_bytes(shape, options.lse.has_value()) : 0;
 
     core::Pacer pacer(session.settings().budget_seconds, kernel.first_dispatch_flops,
                       kernel.least_flops_per_second);
