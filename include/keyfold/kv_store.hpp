@@ -29,7 +29,8 @@ enum class Durability {
 
 /// What was found when a store was opened.
 struct RecoveryReport {
-  bool closed = true;  ///< it had been closed, or its writer is at work: nothing was to be recovered
+  bool closed =
+      true;  ///< it had been closed, or its writer is at work: nothing was to be recovered
   std::int64_t dropped_keys = 0;   ///< of an append that was not finished, as far as they had come
   std::int64_t dropped_bytes = 0;  ///< what these keys and their values take
 };

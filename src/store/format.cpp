@@ -47,16 +47,15 @@ void add_block(std::string& text, const Layout& l, std::int64_t block) {
   const std::int64_t data = l.header_bytes;
   const auto entry = [&](const char* name, std::int64_t dim, std::int64_t begin,
                          std::int64_t bytes) {
-    text += fmt::format(
-        R"(,"{}.{}":{{"dtype":"{}","shape":[{},{},{},{}],"data_offsets":[{},{}]}})", name, block,
-        safetensors_name(s.dtype), s.batch, s.num_kv_heads, l.block_len, dim, begin - data,
-        begin - data + bytes);
+    text += fmt::format(R"(,"{}.{}":{{"dtype":"{}","shape":[{},{},{},{}],"data_offsets":[{},{}]}})",
+                        name, block, safetensors_name(s.dtype), s.batch, s.num_kv_heads,
+                        l.block_len, dim, begin - data, begin - data + bytes);
   };
   entry("k", s.head_dim, l.k_begin(block), l.k_bytes());
   entry("v", s.value_dim, l.v_begin(block), l.v_bytes());
-  text += fmt::format(R"(,"log.{}":{{"dtype":"U8","shape":[{}],"data_offsets":[{},{}]}})", block,
-                      l.log_bytes(), l.record_begin(block, 0) - data,
-                      l.block_begin(block + 1) - data);
+  text +=
+      fmt::format(R"(,"log.{}":{{"dtype":"U8","shape":[{}],"data_offsets":[{},{}]}})", block,
+                  l.log_bytes(), l.record_begin(block, 0) - data, l.block_begin(block + 1) - data);
 }
 
 std::string header_json(const Layout& l, std::optional<std::int64_t> keys) {
@@ -180,10 +179,10 @@ Layout read_layout(const File& file) {
   std::memcpy(&checksum, page.data() + page.size() - 8, 8);
   const std::uint64_t expected = XXH3_64bits(page.data(), page.size() - 8);
   if (checksum != expected) {
-    throw InvalidArgument(
-        file.path(), fmt::format("expected checksum {:016x} of its superblock at byte {}, got "
-                                 "{:016x}: it is damaged",
-                                 expected, begin, checksum));
+    throw InvalidArgument(file.path(),
+                          fmt::format("expected checksum {:016x} of its superblock at byte {}, got "
+                                      "{:016x}: it is damaged",
+                                      expected, begin, checksum));
   }
   Superblock fields{};
   std::memcpy(&fields, page.data() + 8, sizeof fields);
@@ -193,14 +192,14 @@ Layout read_layout(const File& file) {
   const auto i = [](std::uint64_t value) { return static_cast<std::int64_t>(value); };
   if (fields.dtype > static_cast<std::uint64_t>(DType::kBFloat16)) refuse("an unknown dtype");
   Layout layout{.shape = {i(fields.batch), i(fields.num_kv_heads), i(fields.head_dim),
-                    i(fields.value_dim), static_cast<DType>(fields.dtype)},
-          .block_len = i(fields.block_len),
-          .max_blocks = i(fields.max_blocks),
-          .header_bytes = i(fields.header_bytes),
-          .id = fields.id};
+                          i(fields.value_dim), static_cast<DType>(fields.dtype)},
+                .block_len = i(fields.block_len),
+                .max_blocks = i(fields.max_blocks),
+                .header_bytes = i(fields.header_bytes),
+                .id = fields.id};
   const Layout again = make_layout(
-      layout.shape, {.block_len = layout.block_len,
-                     .max_keys = layout.max_blocks > 0 ? layout.max_keys() : 0});
+      layout.shape,
+      {.block_len = layout.block_len, .max_keys = layout.max_blocks > 0 ? layout.max_keys() : 0});
   if (again.header_bytes != layout.header_bytes) refuse("a header of another length");
   return layout;
 }
@@ -215,8 +214,8 @@ std::string header_text(const Layout& layout, std::optional<std::int64_t> keys) 
 }
 
 RecordBytes to_bytes(const Record& record, const Layout& layout) {
-  const std::uint64_t fields[3] = {
-      static_cast<std::uint64_t>(record.kind) | record.count << 32, record.first, record.checksum};
+  const std::uint64_t fields[3] = {static_cast<std::uint64_t>(record.kind) | record.count << 32,
+                                   record.first, record.checksum};
   const std::uint64_t check = XXH3_64bits_withSeed(fields, sizeof fields, layout.id);
   RecordBytes bytes;
   std::memcpy(bytes.data(), fields, sizeof fields);

@@ -27,11 +27,11 @@ class KvStore::Impl {
     }
     if (mark && static_cast<std::uint64_t>(end.committed.keys) < mark->first) {
       throw InvalidArgument(
-          path(), fmt::format("expected {} {} keys, as when it was {}, got {}: it was truncated, "
-                              "or the log of the block at byte {} is damaged",
-                              closed ? "all" : "at least", mark->first,
-                              closed ? "closed" : "appended to", end.committed.keys,
-                              layout_.block_begin(end.committed.block)));
+          path(),
+          fmt::format("expected {} {} keys, as when it was {}, got {}: it was truncated, "
+                      "or the log of the block at byte {} is damaged",
+                      closed ? "all" : "at least", mark->first, closed ? "closed" : "appended to",
+                      end.committed.keys, layout_.block_begin(end.committed.block)));
     }
     end_ = end.committed;
     recovery_.closed = writing || closed;
@@ -63,25 +63,29 @@ class KvStore::Impl {
 
   void append(const TensorView& k, const TensorView& v) {
     if (!writer_) {
-      throw InvalidArgument(path(), "expected a store that is open for appending, got one that is "
-                                    "closed or open for reading");
+      throw InvalidArgument(path(),
+                            "expected a store that is open for appending, got one that is "
+                            "closed or open for reading");
     }
     if (writer_->failed()) {
-      throw IoError(path() + ": expected a store whose writes reached the disk, got one where that "
-                             "failed before; open it anew");
+      throw IoError(path() +
+                    ": expected a store whose writes reached the disk, got one where that "
+                    "failed before; open it anew");
     }
     check("k", k, layout_.shape.head_dim, k.sizes[2]);
     check("v", v, layout_.shape.value_dim, k.sizes[2]);
     if (k.sizes[2] > layout_.max_keys() - writer_->end().keys) {
-      throw InvalidArgument("k", fmt::format("expected at most {} keys more, as {} was made for {}, "
-                                             "got {}",
-                                             layout_.max_keys() - writer_->end().keys, path(),
-                                             layout_.max_keys(), k.sizes[2]));
+      throw InvalidArgument(
+          "k", fmt::format("expected at most {} keys more, as {} was made for {}, "
+                           "got {}",
+                           layout_.max_keys() - writer_->end().keys, path(), layout_.max_keys(),
+                           k.sizes[2]));
     }
     writer_->append(k, v);
   }
 
-  std::unique_ptr<KeyValueSource> source(const SourceOptions& options, const FollowOptions* follow) {
+  std::unique_ptr<KeyValueSource> source(const SourceOptions& options,
+                                         const FollowOptions* follow) {
     return store::make_store_source(file_, layout_, end(), options, follow);
   }
 
@@ -90,23 +94,22 @@ class KvStore::Impl {
     const std::int64_t keys = end().keys;
     check_header(keys);
     for (std::int64_t block = 0; block * layout_.block_len < keys; ++block) {
-      const store::Window k(layout_.k(file_, block), 0, layout_.block_len);
-      const store::Window v(layout_.v(file_, block), 0, layout_.block_len);
+      const store::LogReader::DataChecker checker(log_, block);
       std::optional<store::Record> stop;
       for (const store::Record& record : log_.records(block, stop)) {
         if (static_cast<std::int64_t>(record.first) >= keys) break;
-        const std::string error = log_.check_data(block, record, k, v);
+        const std::string error = checker.check(record);
         if (!error.empty()) throw InvalidArgument(path(), error);
         report.records += 1;
         report.keys += static_cast<std::int64_t>(record.count);
       }
     }
     if (report.keys != keys) {
-      throw InvalidArgument(path(),
-                            fmt::format("expected records of {} keys, got {}: the log of the block "
-                                        "at byte {} is damaged",
-                                        keys, report.keys,
-                                        layout_.block_begin(report.keys / layout_.block_len)));
+      throw InvalidArgument(
+          path(),
+          fmt::format("expected records of {} keys, got {}: the log of the block "
+                      "at byte {} is damaged",
+                      keys, report.keys, layout_.block_begin(report.keys / layout_.block_len)));
     }
     report.bytes = keys * layout_.key_bytes();
     return report;
@@ -128,10 +131,10 @@ class KvStore::Impl {
                                               name_of(layout_.shape.dtype), name_of(t.dtype)));
     }
     if (t.sizes != expected || count < 0) {
-      throw InvalidArgument(name, fmt::format("expected sizes [{}, {}, n, {}], the same n for k and "
-                                              "v, got [{}]",
-                                              expected[0], expected[1], dim,
-                                              fmt::join(t.sizes, ", ")));
+      throw InvalidArgument(name,
+                            fmt::format("expected sizes [{}, {}, n, {}], the same n for k and "
+                                        "v, got [{}]",
+                                        expected[0], expected[1], dim, fmt::join(t.sizes, ", ")));
     }
     for (std::size_t i = 0; i < t.sizes.size(); ++i) {
       if (t.strides[i] >= 0 || t.sizes[i] <= 1) continue;
@@ -147,9 +150,10 @@ class KvStore::Impl {
   void check_header(std::int64_t keys) const {
     const std::optional<store::Record> mark = log_.mark();
     if (!mark) {
-      throw InvalidArgument(path(), fmt::format("expected a mark at byte {}, got one whose checksum "
-                                                "does not fit: it is damaged",
-                                                layout_.mark_begin()));
+      throw InvalidArgument(path(),
+                            fmt::format("expected a mark at byte {}, got one whose checksum "
+                                        "does not fit: it is damaged",
+                                        layout_.mark_begin()));
     }
     const bool closed = mark->kind == store::Record::Kind::kClosed;
     if (!closed) return;  // the header may be under way
@@ -180,7 +184,8 @@ KvStore& KvStore::operator=(KvStore&&) noexcept = default;
 KvStore KvStore::create(const std::string& path, const KeyValueShape& shape,
                         const KvStoreOptions& options, Durability durability) {
   const store::Layout layout = store::make_layout(shape, options);
-  KvStore made(std::make_unique<Impl>(store::make_store_file(path, layout, durability), durability));
+  KvStore made(
+      std::make_unique<Impl>(store::make_store_file(path, layout, durability), durability));
   return made;
 }
 

@@ -51,20 +51,25 @@ std::vector<Record> LogReader::records(std::int64_t block, std::optional<Record>
   return found;
 }
 
-std::string LogReader::check_data(std::int64_t block, const Record& record, const Window& k,
-                                  const Window& v) const {
+LogReader::DataChecker::DataChecker(const LogReader& log, std::int64_t block)
+    : layout_(log.layout_),
+      block_(block),
+      k_(layout_.k(log.file_, block), 0, layout_.block_len),
+      v_(layout_.v(log.file_, block), 0, layout_.block_len) {}
+
+std::string LogReader::DataChecker::check(const Record& record) const {
   const auto first = static_cast<std::int64_t>(record.first);
   const auto count = static_cast<std::int64_t>(record.count);
-  const std::int64_t begin = first - block * layout_.block_len;
-  const std::uint64_t got = checksum_of(k.view(), v.view(), begin, begin + count);
-  k.check();
-  v.check();
+  const std::int64_t begin = first - block_ * layout_.block_len;
+  const std::uint64_t got = checksum_of(k_.view(), v_.view(), begin, begin + count);
+  k_.check();
+  v_.check();
   if (got == record.checksum) return {};
   return fmt::format(
       "expected checksum {:016x} of keys {} to {}, in the block at bytes {} to {}, got {:016x}: "
       "they are damaged",
-      record.checksum, first, first + count - 1, layout_.block_begin(block),
-      layout_.block_begin(block + 1) - 1, got);
+      record.checksum, first, first + count - 1, layout_.block_begin(block_),
+      layout_.block_begin(block_ + 1) - 1, got);
 }
 
 LogEnd LogReader::find_end(bool check) const {
@@ -88,15 +93,15 @@ LogEnd LogReader::find_end(bool check) const {
       }
     }
     if (last && check && !found.empty()) {
-      const Window k(layout_.k(file_, block), 0, layout_.block_len);
-      const Window v(layout_.v(file_, block), 0, layout_.block_len);
+      const DataChecker checker(*this, block);
       for (std::size_t i = 0; i < found.size(); ++i) {
-        const std::string error = check_data(block, found[i], k, v);
+        const std::string error = checker.check(found[i]);
         if (error.empty()) continue;
         if (found[i].kind == Record::Kind::kSynced) throw InvalidArgument(file_->path(), error);
         for (std::size_t j = i; j < found.size(); ++j) {
           end.dropped_keys += static_cast<std::int64_t>(found[j].count);
         }
+        end.committed.refused = to_bytes(found[i], layout_);
         found.resize(i);
         stop.reset();
         break;
@@ -121,13 +126,15 @@ LogEnd LogReader::find_end(bool check) const {
       end.torn = true;
       end.dropped_keys += static_cast<std::int64_t>(found.back().count);
       keys -= static_cast<std::int64_t>(found.back().count);
+      end.committed.refused.reset();  // without its end, this is not taken anyway
       found.pop_back();
     }
-    end.committed = {block, static_cast<std::int64_t>(found.size()), keys};
+    end.committed.block = block;
+    end.committed.slot = static_cast<std::int64_t>(found.size());
+    end.committed.keys = keys;
     if (!found.empty()) return end;
     end.torn = true;  // a block without an append was to hold one
   }
-  end.committed = {};
   return end;
 }
 
@@ -135,7 +142,10 @@ Position LogReader::advance(Position from) const {
   Position at = from;
   for (;;) {
     const std::int64_t in_block = at.keys - at.block * layout_.block_len;
-    if (in_block == layout_.block_len) at = {at.block + 1, 0, at.keys};
+    if (in_block == layout_.block_len) {
+      at.block += 1;
+      at.slot = 0;
+    }
     if (layout_.record_begin(at.block, at.slot) >= file_->size()) return from;
     RecordBytes bytes{};
     file_->read(layout_.record_begin(at.block, at.slot), bytes);
@@ -143,6 +153,8 @@ Position LogReader::advance(Position from) const {
     if (!record || !record->is_data() || record->first != static_cast<std::uint64_t>(at.keys)) {
       return from;
     }
+    if (bytes == at.refused && !DataChecker(*this, at.block).check(*record).empty()) return from;
+    at.refused.reset();
     at.slot += 1;
     at.keys += static_cast<std::int64_t>(record->count);
     if (record->ends_append()) from = at;

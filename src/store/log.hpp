@@ -13,6 +13,8 @@ struct Position {
   std::int64_t block = 0;
   std::int64_t slot = 0;  ///< of the next record in it
   std::int64_t keys = 0;  ///< that the records before this place hold
+  /// The record here, when its data did not fit: a writer will replace it.
+  std::optional<RecordBytes> refused = {};
 };
 
 /// What the logs hold.
@@ -41,9 +43,18 @@ class LogReader {
   /// All records of a block that hold data, from its first slot on; a full block has block_len keys
   /// in them. `stop` receives the record behind them, nullopt for one whose checksum does not fit.
   std::vector<Record> records(std::int64_t block, std::optional<Record>& stop) const;
-  /// Compares the data of a record with its checksum; returns the error, or "".
-  std::string check_data(std::int64_t block, const Record& record, const Window& k,
-                         const Window& v) const;
+  /// Compares the data of records of one block with their checksums.
+  class DataChecker {
+   public:
+    DataChecker(const LogReader& log, std::int64_t block);
+    /// The error, or "".
+    std::string check(const Record& record) const;
+
+   private:
+    const Layout& layout_;
+    std::int64_t block_;
+    Window k_, v_;
+  };
 
  private:
   std::shared_ptr<const File> file_;

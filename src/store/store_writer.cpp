@@ -83,6 +83,7 @@ void StoreWriter::append(const TensorView& k, const TensorView& v) {
 
 void StoreWriter::begin() {
   write_mark(Record::Kind::kOpen);
+  sync();  // a store that says it is closed has the header of a closed one
   write_header(std::nullopt);
   begun_ = true;
 }
@@ -217,8 +218,9 @@ void lock_writer(const File& file) {
   struct flock lock = whole_file(F_WRLCK);
   if (::fcntl(file.descriptor(), F_OFD_SETLK, &lock) == 0) return;
   if (errno != EAGAIN && errno != EACCES) throw IoError("lock", file.path(), errno);
-  throw IoError(file.path() + ": expected no other writer, as one at a time may append; got one, "
-                              "in this process or another");
+  throw IoError(file.path() +
+                ": expected no other writer, as one at a time may append; got one, "
+                "in this process or another");
 }
 
 void unlock_writer(const File& file) {

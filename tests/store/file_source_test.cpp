@@ -24,7 +24,9 @@ void save_fortran(const std::string& path, const TensorView& t) {
   std::reverse(reversed.strides.begin(), reversed.strides.end());
   std::string shape;
   for (const std::int64_t size : t.sizes) shape += std::to_string(size) + ", ";
-  const char* type = t.dtype == DType::kFloat32 ? "<f4" : t.dtype == DType::kFloat16 ? "<f2" : "<V2";
+  const char* type = t.dtype == DType::kFloat32   ? "<f4"
+                     : t.dtype == DType::kFloat16 ? "<f2"
+                                                  : "<V2";
   save(path, io::test::npy_file("{'descr': '" + std::string(type) +
                                     "', 'fortran_order': True, 'shape': (" + shape + "), }",
                                 bytes_of(reversed)));
@@ -34,13 +36,13 @@ TEST(FileSource, EveryFileGivesTheBitsOfArrays) {
   Rng rng("files");
   const TemporaryFolder folder;
   const std::string k = folder / "k.npy", v = folder / "v.npy", both = folder / "kv.safetensors";
-  for (int n = 0; n < by_scale(8, 40, 200) && !testing::Test::HasFailure(); ++n) {
+  for (int n = 0; n < by_scale(8, 40, 100) && !testing::Test::HasFailure(); ++n) {
     Case c{.dtype = rng.pick<DType>({DType::kFloat32, DType::kFloat16, DType::kBFloat16}),
            .batch = rng.between(1, 2),
            .num_heads = 4,
            .num_kv_heads = rng.pick<std::int64_t>({1, 2, 4}),
            .q_len = rng.one_in(2) ? 1 : rng.between(2, 40),
-           .kv_len = rng.between(0, 2500),
+           .kv_len = rng.one_in(4) ? rng.between(0, 99) : rng.between(100, 2500),
            .head_dim = rng.pick<std::int64_t>({5, 32, 64})};
     c.value_dim = rng.one_in(2) ? 20 : 0;
     c.causal = rng.one_in(2);
@@ -53,7 +55,7 @@ TEST(FileSource, EveryFileGivesTheBitsOfArrays) {
     const Inputs inputs(c, rng);
     const Call call = inputs.call();
     SourceOptions how;
-    how.ahead_bytes = rng.pick<std::int64_t>({1, 1 << 16, 1 << 20, 128 << 20});
+    how.ahead_bytes = c.kv_len < 100 ? 1 : rng.pick<std::int64_t>({1 << 18, 1 << 20, 128 << 20});
     how.num_threads = static_cast<int>(rng.between(1, 4));
 
     std::unique_ptr<KeyValueSource> source;
@@ -120,10 +122,10 @@ TEST(FileSource, AxesThatAreMissingCountAsOne) {
   const TemporaryFolder folder;
   save_npy(folder / "k.npy", inputs.k.view(), 2);
   save_npy(folder / "v.npy", inputs.v.view(), 1);
-  for (const Axes axes : {Axes::kBHLD}) {
-    const auto source = open_source(folder / "k.npy", folder / "v.npy", axes);
-    EXPECT_TRUE(run_source(inputs.call(), *source) == run_arrays(inputs.call()));
-  }
+  const auto source = open_source(folder / "k.npy", folder / "v.npy");
+  EXPECT_TRUE(run_source(inputs.call(), *source) == run_arrays(inputs.call()));
+  save_npy(folder / "v.npy", inputs.v.view(), 2);  // two axes have no order
+  EXPECT_EQ(open_source(folder / "k.npy", folder / "v.npy", Axes::kBLHD)->size(), 700);
 }
 
 TEST(FileSource, WhatDoesNotFitIsNamed) {
@@ -219,6 +221,7 @@ TEST_F(Changed, AFileReplacedByRenamingIsReadToItsEnd) {
 }
 
 TEST_F(Changed, OtherBusErrorsGoWhereTheyWent) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   source->seek(0, 4000);
   source->next();  // the guard is there
   EXPECT_EXIT(std::raise(SIGBUS), testing::KilledBySignal(SIGBUS), "");

@@ -14,27 +14,6 @@ using io::test::throws_invalid;
 
 constexpr KeyValueShape kShape{2, 3, 8, 5, DType::kFloat16};
 
-void append(KvStore& store, std::int64_t count) {
-  const auto [k, v] = numbered(store.shape(), store.size(), count);
-  store.append(k.view(), v.view());
-}
-
-void expect_numbered(const KvStore& store, std::int64_t begin, std::int64_t end) {
-  const KeyValueShape& s = store.shape();
-  const auto source = store.source();
-  source->seek(begin, end);
-  std::int64_t at = begin;
-  for (;;) {
-    const KeyValuePiece piece = source->next();
-    if (piece.size() == 0) break;
-    const auto [k, v] = numbered(s, at, piece.size());
-    ASSERT_TRUE(bytes_of(piece.k) == bytes_of(k.view())) << "keys from " << at;
-    ASSERT_TRUE(bytes_of(piece.v) == bytes_of(v.view())) << "values from " << at;
-    at += piece.size();
-  }
-  EXPECT_EQ(at, end);
-}
-
 TEST(Store, AppendsComeBackAcrossOpenings) {
   Rng rng("appends");
   const TemporaryFolder folder;
@@ -46,13 +25,13 @@ TEST(Store, AppendsComeBackAcrossOpenings) {
     EXPECT_TRUE(store.recovery().closed);
   }
   for (int n = 0; n < by_scale(3, 8, 20) && !testing::Test::HasFailure(); ++n) {
-    KvStore store = KvStore::append_to(
-        path, rng.one_in(2) ? Durability::kMachine : Durability::kProcess);
+    KvStore store =
+        KvStore::append_to(path, rng.one_in(2) ? Durability::kMachine : Durability::kProcess);
     EXPECT_EQ(store.size(), size);
     EXPECT_TRUE(store.recovery().closed);
     for (int i = 0; i < 5; ++i) {
       const std::int64_t count = rng.pick<std::int64_t>({0, 1, 1, 2, 511, 512, 513, 1700});
-      append(store, count);
+      append_numbered(store, count);
       size += count;
       EXPECT_EQ(store.size(), size);
     }
@@ -106,7 +85,7 @@ TEST(Store, IsASafetensorsFileWhenClosed) {
   const TemporaryFolder folder;
   const std::string path = folder / "chat.safetensors";
   KvStore store = KvStore::create(path, kShape, {.block_len = 512}, Durability::kProcess);
-  append(store, 700);
+  append_numbered(store, 700);
   const auto index = [&] {
     const io::MappedFile file(path);
     return io::SafetensorsIndex(path, file.bytes());
@@ -127,7 +106,7 @@ TEST(Store, IsASafetensorsFileWhenClosed) {
                               values.data.size()) == bytes_of(v.view()));
     }
   }
-  EXPECT_THAT([&] { append(store, 1); }, throws_invalid("expected a store that is open"));
+  EXPECT_THAT([&] { append_numbered(store, 1); }, throws_invalid("expected a store that is open"));
 }
 
 TEST(Store, OneWriterAndReadersBesideIt) {
@@ -138,10 +117,10 @@ TEST(Store, OneWriterAndReadersBesideIt) {
               ThrowsMessage<IoError>(HasSubstr("expected no other writer")));
   const KvStore reader = KvStore::open(path);
   EXPECT_EQ(reader.size(), 0);
-  append(writer, 600);
+  append_numbered(writer, 600);
   EXPECT_EQ(reader.size(), 600);
   const auto before = reader.source();
-  append(writer, 600);
+  append_numbered(writer, 600);
   EXPECT_EQ(before->size(), 600);
   EXPECT_EQ(reader.size(), 1200);
   expect_numbered(reader, 0, 1200);
@@ -149,7 +128,7 @@ TEST(Store, OneWriterAndReadersBesideIt) {
   const auto kept = writer.source();
   writer.close();
   KvStore next = KvStore::append_to(path);
-  append(next, 1);
+  append_numbered(next, 1);
   EXPECT_EQ(read_all(*kept, 0, 1200), read_all(*next.source(), 0, 1200));
 }
 
@@ -214,9 +193,9 @@ TEST(Store, WrongArgumentsAreNamed) {
   EXPECT_THAT([&] { store.append(k.view(), k.view()); }, throws_invalid("v: expected sizes"));
   EXPECT_THAT([&] { store.append(wide.view(), wide.view()); },
               throws_invalid("k: expected dtype float16"));
-  append(store, 1000);
-  EXPECT_THAT([&] { append(store, 25); }, throws_invalid("expected at most 24 keys more"));
-  append(store, 24);
+  append_numbered(store, 1000);
+  EXPECT_THAT([&] { append_numbered(store, 25); }, throws_invalid("expected at most 24 keys more"));
+  append_numbered(store, 24);
   EXPECT_EQ(store.size(), 1024);
   EXPECT_THAT([&] { KvStore::open(folder / "absent"); }, testing::Throws<IoError>());
   save(folder / "other", std::string(10000, 'x'));

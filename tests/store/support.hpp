@@ -109,4 +109,26 @@ inline std::pair<Tensor, Tensor> numbered(const KeyValueShape& s, std::int64_t f
   return {std::move(k), std::move(v)};
 }
 
+/// Appends the next keys of the numbering.
+inline void append_numbered(KvStore& store, std::int64_t count) {
+  const auto [k, v] = numbered(store.shape(), store.size(), count);
+  store.append(k.view(), v.view());
+}
+
+/// Compares keys [begin, end) with the numbering.
+inline void expect_numbered(const KvStore& store, std::int64_t begin, std::int64_t end) {
+  const auto source = store.source();
+  source->seek(begin, end);
+  std::int64_t at = begin;
+  for (;;) {
+    const KeyValuePiece piece = source->next();
+    if (piece.size() == 0) break;
+    const auto [k, v] = numbered(store.shape(), at, piece.size());
+    ASSERT_TRUE(bytes_of(piece.k) == bytes_of(k.view())) << "keys from " << at;
+    ASSERT_TRUE(bytes_of(piece.v) == bytes_of(v.view())) << "values from " << at;
+    at += piece.size();
+  }
+  EXPECT_EQ(at, end);
+}
+
 }  // namespace keyfold::test
