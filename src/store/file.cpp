@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,6 +26,21 @@ int flags_of(File::Mode mode) {
   return O_RDONLY;
 }
 
+/// Fills `to` as far as the file goes; -1 with errno set on an error.
+std::int64_t read_some(int fd, std::int64_t offset, std::span<std::byte> to, bool direct) {
+  std::size_t done = 0;
+  while (done < to.size()) {
+    const ssize_t count = ::pread(fd, to.data() + done, std::min(to.size() - done, kMostPerCall),
+                                  offset + static_cast<off_t>(done));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return -1;
+    done += static_cast<std::size_t>(count);
+    // The end; past the page cache, one within a page, from where a read could not go on.
+    if (count == 0 || (direct && count % 4096 != 0)) break;
+  }
+  return static_cast<std::int64_t>(done);
+}
+
 }  // namespace
 
 File::File(std::string path, Mode mode)
@@ -38,7 +54,10 @@ File::File(std::string path, Mode mode)
   throw InvalidArgument(path_, "expected a regular file, got a directory, pipe or device");
 }
 
-File::~File() { ::close(fd_); }
+File::~File() {
+  ::close(fd_);
+  if (direct_fd_ >= 0) ::close(direct_fd_);
+}
 
 std::int64_t File::size() const {
   struct stat status {};
@@ -47,16 +66,27 @@ std::int64_t File::size() const {
 }
 
 std::int64_t File::read(std::int64_t offset, std::span<std::byte> to) const {
-  std::size_t done = 0;
-  while (done < to.size()) {
-    const ssize_t count = ::pread(fd_, to.data() + done, std::min(to.size() - done, kMostPerCall),
-                                  offset + static_cast<off_t>(done));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw IoError("read", path_, errno);
-    if (count == 0) break;
-    done += static_cast<std::size_t>(count);
-  }
-  return static_cast<std::int64_t>(done);
+  const std::int64_t count = read_some(fd_, offset, to, false);
+  if (count < 0) throw IoError("read", path_, errno);
+  return count;
+}
+
+std::int64_t File::read_direct(std::int64_t offset, std::span<std::byte> to) const {
+  std::call_once(direct_once_, [this] {
+    // By its descriptor, as the path may be another file's by now.
+    direct_fd_ = ::open(fmt::format("/proc/self/fd/{}", fd_).c_str(),
+                        O_RDONLY | O_CLOEXEC | O_DIRECT | O_NONBLOCK);
+  });
+  const std::int64_t count = direct_fd_ < 0 ? -1 : read_some(direct_fd_, offset, to, true);
+  if (count >= 0) return count;
+  if (direct_fd_ >= 0 && errno != EINVAL) throw IoError("read", path_, errno);
+  return read(offset, to);
+}
+
+bool File::is_cached(std::int64_t offset) const {
+  std::byte byte{};
+  const iovec to{&byte, 1};
+  return ::preadv2(fd_, &to, 1, offset, RWF_NOWAIT) == 1;
 }
 
 void File::write(std::int64_t offset, std::span<const std::byte> from) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <span>
 #include <string>
 
@@ -25,6 +26,11 @@ class File {
 
   /// Fills `to`, but ends where the file does; returns the bytes read.
   std::int64_t read(std::int64_t offset, std::span<std::byte> to) const;
+  /// The same past the page cache, where the file system can. All of offset, size and address are
+  /// multiples of 4096; the file may end within the last page.
+  std::int64_t read_direct(std::int64_t offset, std::span<std::byte> to) const;
+  /// Whether the byte is in the page cache.
+  bool is_cached(std::int64_t offset) const;
   void write(std::int64_t offset, std::span<const std::byte> from);
   /// Cuts or grows the file; what it grows by reads as zeros and takes no room on the disk.
   void resize(std::int64_t size);
@@ -36,6 +42,8 @@ class File {
  private:
   std::string path_;
   int fd_;
+  mutable std::once_flag direct_once_;
+  mutable int direct_fd_ = -1;
 };
 
 }  // namespace keyfold::store

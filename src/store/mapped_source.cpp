@@ -4,16 +4,20 @@
 #include <bit>
 #include <string>
 
+#include "store/page_cache.hpp"
+
 namespace keyfold::store {
 namespace {
 
 constexpr std::size_t kPieces = 4;
 
+std::int64_t key_bytes(const KeyValueShape& s) {
+  return s.batch * s.num_kv_heads * (s.head_dim + s.value_dim) * size_of(s.dtype);
+}
+
 /// A power of two, so that pieces begin and end where splits do.
 std::int64_t piece_keys(const KeyValueShape& s, std::int64_t ahead_bytes) {
-  const std::int64_t key_bytes =
-      s.batch * s.num_kv_heads * (s.head_dim + s.value_dim) * size_of(s.dtype);
-  const std::int64_t keys = ahead_bytes / static_cast<std::int64_t>(kPieces) / key_bytes;
+  const std::int64_t keys = ahead_bytes / static_cast<std::int64_t>(kPieces) / key_bytes(s);
   return static_cast<std::int64_t>(
       std::bit_floor(static_cast<std::uint64_t>(std::max<std::int64_t>(keys, 1))));
 }
@@ -49,15 +53,44 @@ void MappedSource::seek(std::int64_t begin, std::int64_t end) {
   clear();
   next_ = begin;
   end_ = end;
+  // Keys that fit are there when they are read again; of others, none would be.
+  const std::int64_t keys = std::max<std::int64_t>(std::min(end, size()) - begin, 0);
+  past_cache_ = keys > page_cache_bytes() / 2 / key_bytes(shape_);
+  if (past_cache_) kept_.clear();
 }
 
 void MappedSource::release() {
   if (!in_use_) return;
   in_use_ = false;
-  const std::unique_ptr<Piece> piece = std::move(pieces_.front());
+  std::unique_ptr<Piece> piece = std::move(pieces_.front());
   pieces_.pop_front();
   piece->k.check();
   piece->v.check();
+  if (!past_cache_) kept_[piece->first] = std::move(piece);
+}
+
+std::unique_ptr<MappedSource::Piece> MappedSource::make_piece(const Extent& extent,
+                                                              std::int64_t begin,
+                                                              std::int64_t end) {
+  if (const auto found = kept_.find(begin); found != kept_.end()) {
+    std::unique_ptr<Piece> piece = std::move(found->second);
+    kept_.erase(found);
+    if (piece->last == end) return piece;
+  }
+  BufferPool* const pool = past_cache_ ? &pool_ : nullptr;
+  std::unique_ptr<Piece> piece;
+  try {
+    piece = std::make_unique<Piece>(extent, begin, end, pool);
+  } catch (const IoError&) {
+    if (kept_.empty()) throw;
+    kept_.clear();  // the address space is limited
+    piece = std::make_unique<Piece>(extent, begin, end, pool);
+  }
+  for (const Window* window : {&piece->k, &piece->v}) {
+    // What is in the page cache is mapped by its use, at less cost than ahead of it.
+    if (!window->is_cached()) prefetcher_.request(piece->batch, *window);
+  }
+  return piece;
 }
 
 void MappedSource::fill() {
@@ -66,14 +99,8 @@ void MappedSource::fill() {
     if (!found) return;
     const std::int64_t begin = next_;
     const std::int64_t end = std::min({(begin / piece_keys_ + 1) * piece_keys_, found->end, end_});
-    auto piece = std::make_unique<Piece>(*found, begin, end);
+    pieces_.push_back(make_piece(*found, begin, end));
     next_ = end;
-    // What is all there is is read in by its use.
-    if (!pieces_.empty() || next_ < end_) {
-      prefetcher_.request(piece->batch, piece->k.parts());
-      prefetcher_.request(piece->batch, piece->v.parts());
-    }
-    pieces_.push_back(std::move(piece));
   }
 }
 

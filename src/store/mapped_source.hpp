@@ -1,7 +1,8 @@
-// A source over mapped files: pieces are mapped and read ahead of their use.
+// A source over files: pieces are mapped, or read ahead of their use.
 #pragma once
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <optional>
 
@@ -37,22 +38,31 @@ class MappedSource : public KeyValueSource {
 
  private:
   struct Piece {
-    Piece(const Extent& extent, std::int64_t begin, std::int64_t end)
-        : k(extent.k, begin - extent.first, end - extent.first),
-          v(extent.v, begin - extent.first, end - extent.first) {}
+    Piece(const Extent& extent, std::int64_t begin, std::int64_t end, BufferPool* pool)
+        : first(begin),
+          last(end),
+          k(extent.k, begin - extent.first, end - extent.first, pool),
+          v(extent.v, begin - extent.first, end - extent.first, pool) {}
+    std::int64_t first, last;
     Window k, v;
     Prefetcher::Batch batch;
   };
 
   void clear();
-  /// Maps pieces until enough are ahead; waits for the first one only.
+  /// Makes pieces until enough are ahead; waits for the keys of the first one only.
   void fill();
+  std::unique_ptr<Piece> make_piece(const Extent& extent, std::int64_t begin, std::int64_t end);
 
   KeyValueShape shape_;
   std::int64_t piece_keys_;
-  bool in_use_ = false;  // the first piece has been given
+  bool past_cache_ = false;  // what is to be read does not fit into the page cache
+  bool in_use_ = false;      // the first piece has been given
   std::int64_t next_ = 0, end_ = 0;
+  BufferPool pool_;
   std::deque<std::unique_ptr<Piece>> pieces_;
+  /// Pieces of the page cache that were used, by their first key: a model's next token needs them
+  /// again, and a page table is what takes longest to make.
+  std::map<std::int64_t, std::unique_ptr<Piece>> kept_;
   Prefetcher prefetcher_;
 };
 

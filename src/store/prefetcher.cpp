@@ -1,25 +1,11 @@
 #include "store/prefetcher.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cerrno>
 
 namespace keyfold::store {
 namespace {
 
 constexpr std::size_t kJobBytes = std::size_t{4} << 20;
-constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ of Linux 5.14, which older headers lack
-
-/// Reads the pages in and enters them into the page table. A failure does not matter here: who
-/// reads the pages meets it again.
-void populate(std::span<std::byte> pages) {
-  while (::madvise(pages.data(), pages.size(), kPopulateRead) != 0) {
-    if (errno == EINTR) continue;
-    if (errno == EINVAL) ::madvise(pages.data(), pages.size(), MADV_WILLNEED);
-    return;
-  }
-}
 
 }  // namespace
 
@@ -32,15 +18,15 @@ Prefetcher::~Prefetcher() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Prefetcher::request(Batch& batch, std::span<const std::span<std::byte>> parts) {
+void Prefetcher::request(Batch& batch, const Window& window) {
   {
     const std::lock_guard lock(mutex_);
-    for (std::span<std::byte> rest : parts) {
-      while (!rest.empty()) {
-        const std::size_t bytes = std::min(rest.size(), kJobBytes);
-        jobs_.push_back({&batch, rest.first(bytes)});
+    for (Window::Part rest : window.parts()) {
+      while (!rest.pages.empty()) {
+        const std::size_t bytes = std::min(rest.pages.size(), kJobBytes);
+        jobs_.push_back({&batch, &window, {rest.offset, rest.pages.first(bytes)}});
         batch.left_ += 1;
-        rest = rest.subspan(bytes);
+        rest = {rest.offset + static_cast<std::int64_t>(bytes), rest.pages.subspan(bytes)};
       }
     }
     while (threads_.size() < static_cast<std::size_t>(num_threads_)) {
@@ -53,6 +39,7 @@ void Prefetcher::request(Batch& batch, std::span<const std::span<std::byte>> par
 void Prefetcher::wait(Batch& batch) {
   std::unique_lock lock(mutex_);
   done_.wait(lock, [&] { return batch.left_ == 0; });
+  if (batch.error_) std::rethrow_exception(batch.error_);
 }
 
 void Prefetcher::cancel(Batch& batch) {
@@ -69,8 +56,14 @@ void Prefetcher::work() {
     const Job job = jobs_.front();
     jobs_.pop_front();
     lock.unlock();
-    populate(job.pages);
+    std::exception_ptr error;
+    try {
+      job.window->load(job.part);
+    } catch (...) {
+      error = std::current_exception();
+    }
     lock.lock();
+    if (error) job.batch->error_ = error;
     if (--job.batch->left_ == 0) done_.notify_all();
   }
 }

@@ -1,13 +1,14 @@
-// Threads that bring mapped pages into memory before they are needed.
+// Threads that read what will be needed soon.
 #pragma once
 
 #include <condition_variable>
 #include <deque>
-#include <memory>
+#include <exception>
 #include <mutex>
-#include <span>
 #include <thread>
 #include <vector>
+
+#include "store/window.hpp"
 
 namespace keyfold::store {
 
@@ -18,6 +19,7 @@ class Prefetcher {
    private:
     friend class Prefetcher;
     std::size_t left_ = 0;
+    std::exception_ptr error_;
   };
 
   /// Starts the threads at the first request.
@@ -26,18 +28,18 @@ class Prefetcher {
   Prefetcher(const Prefetcher&) = delete;
   Prefetcher& operator=(const Prefetcher&) = delete;
 
-  /// Asks for these ranges of pages, behind what was asked for before.
-  void request(Batch& batch, std::span<const std::span<std::byte>> parts);
-  /// Returns when the threads are done with the batch: its pages are there, unless memory is short
-  /// or the file was truncated.
+  /// Asks for all parts of a window, behind what was asked for before.
+  void request(Batch& batch, const Window& window);
+  /// Returns when all of the batch is there. Throws what failed.
   void wait(Batch& batch);
-  /// The batch's memory may be unmapped when this returns: what has not begun does not begin.
+  /// The batch's windows may be destroyed when this returns: what has not begun does not begin.
   void cancel(Batch& batch);
 
  private:
   struct Job {
     Batch* batch;
-    std::span<std::byte> pages;
+    const Window* window;
+    Window::Part part;
   };
   void work();
 

@@ -123,7 +123,7 @@ std::size_t mark_of(const std::string& store) {
 
 TEST(Kill, LostPagesOfTheLastBlockLoseNoSyncedAppend) {
   Rng rng("pages");
-  for (int round = 0; round < by_scale(20, 100, 1000) && !HasFailure(); ++round) {
+  for (int round = 0; round < by_scale(10, 50, 150) && !HasFailure(); ++round) {
     SCOPED_TRACE(testing::Message() << "round " << round);
     const TemporaryFolder folder;
     const std::string path = folder / "chat.kv", crashed = folder / "crashed.kv";
