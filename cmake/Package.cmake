@@ -19,6 +19,9 @@ endif()
 set(CMAKE_INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
 
 install(TARGETS keyfold EXPORT keyfoldTargets)
+if(KEYFOLD_BUILD_STORE)
+  install(TARGETS keyfold_store EXPORT keyfoldTargets)
+endif()
 install(DIRECTORY include/keyfold DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 

@@ -7,6 +7,7 @@
 #include "core/guard.hpp"
 #include "core/row_blocks.hpp"
 #include "core/session.hpp"
+#include "core/staging.hpp"
 #include "core/validate.hpp"
 
 namespace keyfold {
@@ -71,7 +72,7 @@ Plan plan(const AttentionShape& shape, const AttentionOptions& options) {
     plan.rows_per_block = blocks.front().row_end - blocks.front().row_begin;
     plan.scratch_bytes = session.scratch_bytes(blocks);
     plan.staging_bytes =
-        blocks.size() > 1 ? core::staging_bytes(shape, options.lse.has_value()) : 0;
+        blocks.size() > 1 ? core::Staging::bytes(shape, options.lse.has_value()) : 0;
 
     core::Pacer pacer(session.settings().budget_seconds, kernel.first_dispatch_flops,
                       kernel.least_flops_per_second);

@@ -7,9 +7,6 @@
 
 namespace keyfold::core {
 
-/// Bytes of the copy of out and lse that a call in several row blocks holds.
-std::int64_t staging_bytes(const AttentionShape& shape, bool with_lse);
-
 /// Folds the keys of a block into its run.
 using FoldBlock = std::function<void(Run&, const Block&)>;
 
