@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <cstddef>
+#include <keyfold/kv_store.hpp>
 #include <memory>
 #include <span>
 #include <utility>
@@ -35,8 +36,11 @@ class AttendCommand : public Command {
       return command->add_option(name, value, help)->type_name("FILE")->group(group);
     };
     file("--q", q_, "Queries, [batch, num_heads, q_len, head_dim]")->required();
-    file("--k", k_, "Keys, [batch, num_kv_heads, kv_len, head_dim]")->required();
-    file("--v", v_, "Values, [batch, num_kv_heads, kv_len, value_dim]")->required();
+    CLI::Option* k = file("--k", k_, "Keys, [batch, num_kv_heads, kv_len, head_dim]");
+    CLI::Option* v = file("--v", v_, "Values, [batch, num_kv_heads, kv_len, value_dim]");
+    file("--kv", kv_, "Instead of --k and --v: a store of both, see 'keyfold store'")
+        ->excludes(k)
+        ->excludes(v);
     file("--out", out_, "Where the result goes, in the dtype of q")->required();
     file("--lse", lse_, "Where the natural-log logsumexp goes, float32 [batch, num_heads, q_len]");
     file("--mask", mask_,
@@ -51,9 +55,9 @@ class AttendCommand : public Command {
     formula_.add_to(*command);
     run_.add_to(*command);
     command->footer(
-        "FILE is PATH.npy, PATH.safetensors or PATH.safetensors:TENSOR. Inputs are mapped, not "
-        "read, so keys may exceed memory; axes that are missing on the left count as 1. Outputs "
-        "appear only when all is done.\n\nExamples:\n"
+        "FILE is PATH.npy, PATH.safetensors or PATH.safetensors:TENSOR. Keys and values are read "
+        "as they are needed, so they may exceed memory; axes that are missing on the left count as "
+        "1. Outputs appear only when all is done.\n\nExamples:\n"
         "  keyfold attend --q q.npy --k k.npy --v v.npy --out out.npy --causal\n"
         "  keyfold attend --q kv.safetensors:q --k kv.safetensors:k --v kv.safetensors:v \\\n"
         "      --out result.safetensors:out --lse result.safetensors:lse --window 4095,0");
@@ -61,16 +65,17 @@ class AttendCommand : public Command {
   }
 
   ExitCode run(const Context& context) override {
-    const io::LoadedTensor q = io::open_tensor(q_), k = io::open_tensor(k_),
-                           v = io::open_tensor(v_);
-    const TensorView q_view = view(q), k_view = view(k), v_view = view(v);
+    const io::LoadedTensor q = io::open_tensor(q_);
+    const std::unique_ptr<KeyValueSource> keys = open_keys();
+    const TensorView q_view = view(q);
     AttentionOptions options = formula_.options();
     std::vector<io::LoadedTensor> extras;  // keeps their mappings
     if (!mask_.empty()) options.mask = extras.emplace_back(io::open_tensor(mask_)).view();
     if (!sinks_.empty()) options.sinks = sinks_view(extras.emplace_back(io::open_tensor(sinks_)));
 
-    const AttentionShape shape{q_view.sizes[0], q_view.sizes[1], k_view.sizes[1], q_view.sizes[2],
-                               k_view.sizes[2], q_view.sizes[3], v_view.sizes[3], q_view.dtype};
+    const KeyValueShape kv = keys->shape();
+    const AttentionShape shape{q_view.sizes[0], q_view.sizes[1], kv.num_kv_heads, q_view.sizes[2],
+                               keys->size(),    q_view.sizes[3], kv.value_dim,    q_view.dtype};
     io::TensorWriter writer(outputs(q, shape));
     const std::int64_t rows = shape.batch * shape.num_heads * shape.q_len;
     const auto out = std::make_unique_for_overwrite<std::byte[]>(
@@ -83,8 +88,8 @@ class AttendCommand : public Command {
     ProgressBar bar(run_.wants_progress(context), "attend");
     options.run = run_.options(context);
     options.run.progress = [&](const Progress& progress) { bar.update(progress.fraction); };
-    const Report report = scaled_dot_product_attention(q_view, k_view, v_view,
-                                                       out_view(out.get(), q, shape), options);
+    const Report report =
+        scaled_dot_product_attention(q_view, *keys, out_view(out.get(), q, shape), options);
     const void* const data[] = {out.get(), lse.data()};
     writer.commit(std::span(data).first(lse_.empty() ? 1 : 2));
     bar.clear();
@@ -96,6 +101,14 @@ class AttendCommand : public Command {
   }
 
  private:
+  std::unique_ptr<KeyValueSource> open_keys() const {
+    if (!kv_.empty()) return KvStore::open(kv_).source();
+    if (k_.empty() || v_.empty()) {
+      throw InvalidArgument(k_.empty() ? "--k" : "--v", "expected --k and --v, or --kv");
+    }
+    return open_source(k_, v_, layout_ == "blhd" ? Axes::kBLHD : Axes::kBHLD);
+  }
+
   /// Whether heads and rows of this file's tensor are the other way round.
   bool is_blhd(const io::LoadedTensor& tensor) const {
     return layout_ == "blhd" && tensor.layout.shape.size() >= 3;
@@ -153,7 +166,7 @@ class AttendCommand : public Command {
     return json;
   }
 
-  std::string q_, k_, v_, out_, lse_, mask_, sinks_, layout_ = "bhld";
+  std::string q_, k_, v_, kv_, out_, lse_, mask_, sinks_, layout_ = "bhld";
   FormulaFlags formula_;
   RunFlags run_;
 };

@@ -48,6 +48,7 @@ std::unique_ptr<Command> needle_command();
 std::unique_ptr<Command> plan_command();
 std::unique_ptr<Command> bench_command();
 std::unique_ptr<Command> devices_command();
+std::unique_ptr<Command> store_command();
 
 /// The flags of how to run, the same for every command that computes.
 struct RunFlags {

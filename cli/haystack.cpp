@@ -7,8 +7,7 @@
 #include <cerrno>
 #include <fstream>
 #include <keyfold/error.hpp>
-
-#include "io/io_error.hpp"
+#include <keyfold/io_error.hpp>
 
 namespace keyfold::cli {
 namespace {
@@ -40,7 +39,7 @@ Haystack::Haystack(const std::vector<std::string>& paths, std::int64_t bytes,
     : wanted_(bytes), stop_token_(stop_token) {
   for (const std::string& path : paths) {
     // What the user names and cannot be read is an error.
-    if (const std::error_code error = find(path)) throw io::IoError("read", path, error.value());
+    if (const std::error_code error = find(path)) throw IoError("read", path, error.value());
   }
   if (size_ < wanted_)
     throw InvalidArgument(

@@ -19,7 +19,8 @@ Tool::Tool()
   app_.footer(
       "'keyfold COMMAND --help' explains a command. Lengths may be written as 128K or 1M "
       "(multiples of 1024).\nExit codes: 0 done, 1 the work failed, 2 a wrong argument.");
-  for (auto make : {attend_command, needle_command, plan_command, bench_command, devices_command}) {
+  for (auto make : {attend_command, needle_command, plan_command, bench_command, devices_command,
+                    store_command}) {
     std::unique_ptr<Command> command = make();
     CLI::App* app = command->add_to(app_);
     entries_.push_back({std::move(command), app});

@@ -7,6 +7,7 @@
 #include "keyfold/error.hpp"
 #include "keyfold/options.hpp"
 #include "keyfold/plan.hpp"
+#include "keyfold/source.hpp"
 #include "keyfold/state.hpp"
 #include "keyfold/tensor.hpp"
 #include "keyfold/transport.hpp"

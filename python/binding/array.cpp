@@ -226,6 +226,13 @@ MutableTensorView Array::view_trailing() const {
   return view_of_axes(kAllAxes.end() - held_.ndim(), held_.ndim());
 }
 
+DType dtype_named(std::string_view name) {
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    if (name == name_of(dtype)) return dtype;
+  }
+  throw InvalidArgument("dtype", "expected float32, float16 or bfloat16, got " + std::string(name));
+}
+
 nb::object make_empty(const std::vector<std::size_t>& shape, std::string_view dtype) {
   constexpr std::align_val_t kAlignment{64};  // what JAX asks for to share memory
   const bool wide = dtype == "float32";

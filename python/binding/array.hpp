@@ -56,6 +56,9 @@ class Array {
 std::pair<nb::ndarray<nb::ro>, const std::int32_t*> device_lengths(nb::handle object,
                                                                    std::uintptr_t stream);
 
+/// The dtype of q, k and v by its name; throws InvalidArgument for another.
+DType dtype_named(std::string_view name);
+
 /// A new dense array in host memory, uninitialised, that other libraries take by DLPack.
 nb::object make_empty(const std::vector<std::size_t>& shape, std::string_view dtype);
 

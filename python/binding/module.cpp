@@ -16,6 +16,7 @@
 #include "options.hpp"
 #include "records.hpp"
 #include "state.hpp"
+#include "store.hpp"
 #include "watcher.hpp"
 
 namespace keyfold::python {
@@ -33,6 +34,8 @@ void translate(const std::exception_ptr& thrown, void*) {
     std::rethrow_exception(thrown);
   } catch (const InvalidArgument& error) {
     raise("InvalidArgument", error.what());
+  } catch (const IoError& error) {
+    raise("IoError", error.what());
   } catch (const RunError& error) {
     switch (error.code()) {
       case ErrorCode::kUnsupported: return raise("UnsupportedError", error.what());
@@ -97,13 +100,6 @@ void merge(const nb::object& out_a, const nb::object& lse_a, const nb::object& o
   merge_state(out_view, lse_view, b_view, b_lse);
 }
 
-DType dtype_named(std::string_view name) {
-  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-    if (name == name_of(dtype)) return dtype;
-  }
-  throw InvalidArgument("dtype", "expected float32, float16 or bfloat16, got " + std::string(name));
-}
-
 Fields make_plan(std::int64_t batch, std::int64_t num_heads, std::int64_t num_kv_heads,
                  std::int64_t q_len, std::int64_t kv_len, std::int64_t head_dim,
                  std::int64_t value_dim, std::string_view dtype, const Options& options) {
@@ -123,6 +119,7 @@ NB_MODULE(_keyfold, module) {
   module.attr("version") = KEYFOLD_VERSION;
   bind_options(module);
   bind_state(module);
+  bind_store(module);
   module.def("attention", attention, arg("q"), arg("k"), arg("v"), arg("out"), arg("lse").none(),
              arg("options"), arg("progress").none());
   module.def("merge_state", merge, arg("out_a"), arg("lse_a"), arg("out_b"), arg("lse_b"),

@@ -10,13 +10,16 @@ from ._errors import (
     Error,
     InternalError,
     InvalidArgument,
+    IoError,
     OutOfMemoryError,
     UnsupportedError,
 )
 from ._keyfold import version as __version__
 from ._plan import devices, plan
 from ._records import Chunk, Device, Plan, Progress, Report
+from ._source import KeyValueSource, open_source
 from ._state import AttentionState
+from ._store import KvStore, RecoveryReport, VerifyReport
 
 __all__ = [
     "AttentionState",
@@ -26,15 +29,21 @@ __all__ = [
     "Error",
     "InternalError",
     "InvalidArgument",
+    "IoError",
+    "KeyValueSource",
+    "KvStore",
     "OutOfMemoryError",
     "Plan",
     "Progress",
+    "RecoveryReport",
     "Report",
     "UnsupportedError",
+    "VerifyReport",
     "__version__",
     "devices",
     "last_report",
     "merge_state",
+    "open_source",
     "plan",
     "scaled_dot_product_attention",
 ]

@@ -15,6 +15,10 @@ class UnsupportedError(Error, NotImplementedError):
     """No backend here can do this (a RuntimeError); the message says what would work."""
 
 
+class IoError(Error, OSError):
+    """A file can't be opened, read or written, or changed while it was in use."""
+
+
 class OutOfMemoryError(Error, RuntimeError, MemoryError):
     """Host or device memory ran out."""
 

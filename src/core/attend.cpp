@@ -1,14 +1,11 @@
 // The one call: validate, plan, run chunk by chunk, finish. And the plan alone.
 #include <algorithm>
-#include <memory>
-#include <new>
-#include <optional>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "core/device_memory.hpp"
 #include "core/guard.hpp"
+#include "core/row_blocks.hpp"
 #include "core/session.hpp"
 #include "core/staging.hpp"
 #include "core/validate.hpp"
@@ -36,39 +33,6 @@ void check_reaches(const Session& session, const TensorView& q, const TensorView
   }
 }
 
-/// Runs all blocks; nullopt, with nothing written, when there is no memory for the scratch of one.
-std::optional<Report> attend(Session& session, const std::vector<Block>& blocks,
-                             const KeySource& source, const MutableTensorView& out,
-                             const std::optional<MutableTensorView>& lse, std::string& why) {
-  const AttentionShape& shape = session.problem().shape;
-  std::optional<Staging> staging;
-  // On a device the rows are written as they come.
-  if (blocks.size() > 1 && session.problem().device == Device{})
-    staging.emplace(shape, lse.has_value());
-  for (const Block& block : blocks) {
-    std::unique_ptr<Run> run;
-    try {
-      run = session.begin(block);
-    } catch (const RunError& error) {
-      if (error.code() != ErrorCode::kOutOfMemory) throw;
-      why = error.what();
-      return std::nullopt;
-    }
-    session.fold(*run, block, source, {0, shape.kv_len});
-    if (staging) {
-      session.finish(*run, staging->out(), staging->lse());
-    } else {
-      session.finish(*run, out, lse);
-    }
-  }
-  Report report = session.report();
-  if (staging) {
-    staging->commit(out, lse);
-    report.staging_bytes = Staging::bytes(shape, lse.has_value());
-  }
-  return report;
-}
-
 }  // namespace
 }  // namespace core
 
@@ -83,23 +47,12 @@ Report scaled_dot_product_attention(const TensorView& q, const TensorView& k, co
     core::Session session(std::move(problem), options.run, core::backend_of(source));
     session.check_reaches(source);
     if (q.device != Device{}) core::check_reaches(session, q, k, v, out, options);
-    std::vector<core::Block> blocks = session.blocks();
-    std::string why, tried;
-    for (;;) {
-      const auto report = core::attend(session, blocks, source, out, options.lse, why);
-      if (report) return *report;
-      // Half of the scratch, then, in more blocks; at last one query row of one group.
-      const std::int64_t bytes = session.scratch_bytes(blocks);
-      const std::int64_t least = session.scratch_bytes({{0, 1, 0, 1}});
-      tried += (tried.empty() ? "" : ", ") + std::to_string(bytes);
-      if (bytes <= least) {
-        throw RunError(ErrorCode::kOutOfMemory,
-                       "out of memory for scratch, even of one query row at a time (tried " +
-                           tried + " bytes): " + why);
-      }
-      blocks = session.blocks(std::max(bytes / 2, least));
-      session.start_over();
-    }
+    return core::run_row_blocks(
+        session,
+        [&](core::Run& run, const core::Block& block) {
+          session.fold(run, block, source, {0, shape.kv_len});
+        },
+        out, options.lse);
   });
 }
 

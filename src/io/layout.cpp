@@ -28,16 +28,15 @@ std::int64_t byte_size(const std::string& source, DType dtype,
 }
 
 TensorLayout make_layout(const std::string& source, DType dtype, std::vector<std::int64_t> shape,
-                         Order order, std::span<const std::byte> file, std::size_t begin,
-                         std::size_t end) {
+                         Order order, const FileHead& file, std::size_t begin, std::size_t end) {
   const std::int64_t expected = byte_size(source, dtype, shape);
-  const auto data = file.subspan(begin, end - begin);
-  if (static_cast<std::uint64_t>(expected) != data.size()) {
+  if (static_cast<std::uint64_t>(expected) != end - begin) {
     throw InvalidArgument(
         source, fmt::format("expected {} bytes of data for shape {} of {}, got {}", expected,
-                            to_text(shape), name_of(dtype), data.size()));
+                            to_text(shape), name_of(dtype), end - begin));
   }
-  if (reinterpret_cast<std::uintptr_t>(data.data()) % static_cast<std::uintptr_t>(size_of(dtype))) {
+  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(file.bytes.data()) + begin;
+  if (address % static_cast<std::uintptr_t>(size_of(dtype))) {
     throw InvalidArgument(
         source, fmt::format("expected its data at a multiple of {} bytes, where {} can be read in "
                             "place; got file offset {}; NumPy and safetensors 0.3 or newer align "
@@ -45,7 +44,8 @@ TensorLayout make_layout(const std::string& source, DType dtype, std::vector<std
                             size_of(dtype), name_of(dtype), begin));
   }
 
-  TensorLayout layout{dtype, std::move(shape), {}, data};
+  TensorLayout layout{dtype, std::move(shape), {}, {}, begin};
+  if (end <= file.bytes.size()) layout.data = file.bytes.subspan(begin, end - begin);
   layout.strides.resize(layout.shape.size());
   std::int64_t stride = 1;
   for (std::size_t i = 0; i < layout.shape.size(); ++i) {
@@ -54,6 +54,24 @@ TensorLayout make_layout(const std::string& source, DType dtype, std::vector<std
     stride *= std::max<std::int64_t>(layout.shape[axis], 1);
   }
   return layout;
+}
+
+std::pair<Dims, Dims> attention_axes(const std::string& source, const TensorLayout& layout) {
+  const std::size_t rank = layout.shape.size();
+  Dims sizes{1, 1, 1, 1};
+  if (rank < 2 || rank > sizes.size()) {
+    throw InvalidArgument(source,
+                          fmt::format("expected axes [batch, heads, len, dim], [heads, len, "
+                                      "dim] or [len, dim]; got {} axes, {}",
+                                      rank, to_text(layout.shape)));
+  }
+  // An axis that is not there has one entry, so its stride is never stepped over.
+  Dims strides;
+  strides.fill(std::max<std::int64_t>(
+      byte_size(source, layout.dtype, layout.shape) / size_of(layout.dtype), 1));
+  std::copy_backward(layout.shape.begin(), layout.shape.end(), sizes.end());
+  std::copy_backward(layout.strides.begin(), layout.strides.end(), strides.end());
+  return {sizes, strides};
 }
 
 std::string to_text(std::span<const std::int64_t> shape) {

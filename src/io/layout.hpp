@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "keyfold/tensor.hpp"
@@ -20,7 +21,18 @@ struct TensorLayout {
   DType dtype = DType::kFloat32;      ///< element type
   std::vector<std::int64_t> shape;    ///< extents, any rank
   std::vector<std::int64_t> strides;  ///< in elements, all positive
-  std::span<const std::byte> data;    ///< exactly the tensor's bytes
+  std::span<const std::byte> data;    ///< the tensor's bytes, or none where only a head was given
+  std::size_t begin = 0;              ///< where in the file they are
+};
+
+/// A file to be parsed: all of it, or its first bytes and its size.
+struct FileHead {
+  FileHead(std::span<const std::byte> whole) : FileHead(whole, whole.size()) {}
+  FileHead(std::span<const std::byte> first_bytes, std::size_t file_size)
+      : bytes(first_bytes), size(file_size) {}
+
+  std::span<const std::byte> bytes;
+  std::size_t size;
 };
 
 /// Order of the elements of a dense tensor.
@@ -35,8 +47,11 @@ std::int64_t byte_size(const std::string& source, DType dtype, std::span<const s
 /// fewer bytes, or when they are not aligned to the element size: elements are read in place, so
 /// that a tensor may exceed memory, and are never copied.
 TensorLayout make_layout(const std::string& source, DType dtype, std::vector<std::int64_t> shape,
-                         Order order, std::span<const std::byte> file, std::size_t begin,
-                         std::size_t end);
+                         Order order, const FileHead& file, std::size_t begin, std::size_t end);
+
+/// Axes of an array [batch, heads, len, dim], where those that lack on the left count as 1: sizes
+/// and strides. Throws InvalidArgument, naming `source`, unless there are two to four.
+std::pair<Dims, Dims> attention_axes(const std::string& source, const TensorLayout& layout);
 
 /// "[2, 3]"
 std::string to_text(std::span<const std::int64_t> shape);

@@ -9,7 +9,7 @@
 #include <cerrno>
 #include <utility>
 
-#include "io/io_error.hpp"
+#include "keyfold/io_error.hpp"
 
 namespace keyfold::io {
 namespace {

@@ -160,12 +160,13 @@ bool is_npy(std::span<const std::byte> file) {
          std::memcmp(file.data(), kMagic.data(), kMagic.size()) == 0;
 }
 
-TensorLayout parse_npy(const std::string& source, std::span<const std::byte> file) {
+TensorLayout parse_npy(const std::string& source, const FileHead& head) {
+  const std::span<const std::byte> file = head.bytes;
   if (!is_npy(file)) throw InvalidArgument(source, "expected a .npy file, got other contents");
   const auto byte_at = [&](std::size_t i) {
     if (i >= file.size()) {
       throw InvalidArgument(
-          source, fmt::format("expected a .npy header, got a file of {} bytes", file.size()));
+          source, fmt::format("expected a .npy header, got a file of {} bytes", head.size));
     }
     return std::to_integer<std::size_t>(file[i]);
   };
@@ -189,8 +190,8 @@ TensorLayout parse_npy(const std::string& source, std::span<const std::byte> fil
   const auto* text = reinterpret_cast<const char*>(file.data()) + header_begin;
   HeaderParser header(source, {text, length});
   header.parse();
-  return make_layout(source, header.dtype(), header.shape(), header.order(), file,
-                     header_begin + length, file.size());
+  return make_layout(source, header.dtype(), header.shape(), header.order(), head,
+                     header_begin + length, head.size);
 }
 
 std::string npy_header(DType dtype, std::span<const std::int64_t> shape) {

@@ -144,28 +144,32 @@ bool is_safetensors(std::span<const std::byte> file) {
   return file.size() > kLengthBytes && file[kLengthBytes] == std::byte{'{'};
 }
 
-SafetensorsIndex::SafetensorsIndex(std::string source, std::span<const std::byte> file)
+std::uint64_t safetensors_data_begin(std::span<const std::byte> head) {
+  return kLengthBytes + header_length(head);
+}
+
+SafetensorsIndex::SafetensorsIndex(std::string source, const FileHead& file)
     : source_(std::move(source)), file_(file) {
-  if (!is_safetensors(file)) {
+  if (!is_safetensors(file.bytes)) {
     throw InvalidArgument(source_, "expected a safetensors file, got other contents");
   }
-  const std::uint64_t length = header_length(file);
-  const std::size_t after_length = file.size() - kLengthBytes;
-  if (length > kMaxSafetensorsHeader || length > after_length) {
+  const std::uint64_t length = header_length(file.bytes);
+  const std::size_t after_length = file.size - kLengthBytes;
+  if (length > kMaxSafetensorsHeader || length > file.bytes.size() - kLengthBytes) {
     throw InvalidArgument(
         source_, fmt::format("expected a header of at most {} bytes inside the file, got a length "
                              "of {} with {} bytes behind it",
                              kMaxSafetensorsHeader, length, after_length));
   }
 
-  const auto* text = reinterpret_cast<const char*>(file.data()) + kLengthBytes;
+  const auto* text = reinterpret_cast<const char*>(file.bytes.data()) + kLengthBytes;
   entries_ = HeaderReader(source_).read(text, text + length);
   std::sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) {
     return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
   });
 
   const std::size_t data_begin = kLengthBytes + static_cast<std::size_t>(length);
-  const std::size_t data_size = file.size() - data_begin;
+  const std::size_t data_size = file.size - data_begin;
   std::size_t covered = 0;
   for (Entry& entry : entries_) {
     if (entry.begin != covered || entry.end < entry.begin || entry.end > data_size) {

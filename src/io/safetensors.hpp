@@ -17,14 +17,17 @@ inline constexpr std::size_t kMaxSafetensorsHeader = 100'000'000;
 /// Whether `file` begins like a safetensors file: a length, then '{'.
 bool is_safetensors(std::span<const std::byte> file);
 
+/// Bytes from the beginning to the end of the header, as the first 8 bytes or more say.
+std::uint64_t safetensors_data_begin(std::span<const std::byte> head);
+
 /// The header of one file, checked.
 class SafetensorsIndex {
  public:
-  /// Reads the header of a whole file. `file` is not owned. Throws InvalidArgument, naming
+  /// Reads the header of a file, which is not owned. Throws InvalidArgument, naming
   /// `source`, when the header is not as the format asks: valid JSON, no name twice, and data
   /// that the tensors cover without hole or overlap. Takes time and memory proportional to the
   /// header; nothing in it is recursed into.
-  SafetensorsIndex(std::string source, std::span<const std::byte> file);
+  SafetensorsIndex(std::string source, const FileHead& file);
 
   /// The tensor of this name; an empty name means the only tensor of the file. Throws
   /// InvalidArgument when there is none, or its element type, shape or alignment does not serve.
@@ -44,7 +47,7 @@ class SafetensorsIndex {
   std::string names() const;
 
   std::string source_;
-  std::span<const std::byte> file_;
+  FileHead file_;
   std::vector<Entry> entries_;
 };
 

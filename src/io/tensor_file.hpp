@@ -19,6 +19,10 @@ struct PathSpec {
 /// Splits behind the first ".safetensors:"; any other text is a path alone, colons included.
 PathSpec parse_path_spec(const std::string& spec);
 
+/// The tensor that `spec` names in this file, whose contents decide the format. Of a head, the
+/// whole header is needed. Throws InvalidArgument when it is malformed.
+TensorLayout parse_tensor(const std::string& spec, const FileHead& file);
+
 /// A tensor in a mapped file. Copies share the mapping.
 struct LoadedTensor {
   std::string source;                      ///< the path, and the tensor's name where it was given

@@ -203,12 +203,18 @@ TEST_F(Attend, BadInputsAreNamed) {
   with_k("", kUsage, "k.npy");
   with_k(io::npy_header(DType::kFloat32, io::test::Shape{1, 1, 1, 1, 2}) + "12345678", kUsage,
          "k.npy");
-  with_k(io::npy_header(DType::kFloat32, Dims{2, 3, 1, 16}) + std::string(384, 1), kUsage,
-         "num_heads: expected a multiple");
-  with_k(io::npy_header(DType::kFloat32, Dims{2, 2, 1, 8}) + std::string(128, 1), kUsage,
-         "k: expected sizes");
+  with_k(io::npy_header(DType::kFloat32, Dims{2, 2, 1, 16}) + std::string(256, 1), kUsage,
+         "v.npy: expected values [2, 2, 1, value_dim]");
   with_k(io::npy_header(DType::kFloat16, Dims{2, 2, 1, 16}) + std::string(128, 1), kUsage,
-         "k: expected dtype float32, got float16");
+         "v.npy: expected float16, as the keys are, got float32");
+  const std::string good_v = load(folder / "v.npy");
+  save(folder / "v.npy", io::npy_header(DType::kFloat32, Dims{2, 3, 1, 16}) + std::string(384, 1));
+  with_k(load(folder / "v.npy"), kUsage, "num_heads: expected a multiple");
+  save(folder / "v.npy", io::npy_header(DType::kFloat32, Dims{2, 2, 1, 8}) + std::string(128, 1));
+  with_k(load(folder / "v.npy"), kUsage, "expected head_dim 16, as q has it, got 8");
+  save(folder / "v.npy", io::npy_header(DType::kFloat16, Dims{2, 2, 1, 16}) + std::string(128, 1));
+  with_k(load(folder / "v.npy"), kUsage, "expected dtype float32, as q has it, got float16");
+  save(folder / "v.npy", good_v);
   std::filesystem::remove(folder / "k.npy");
   expect_failure(attend(folder), kFailure, "k.npy");
 }
@@ -262,6 +268,55 @@ TEST_F(Attend, AFailureKeepsTheOldOutput) {
   const Outcome outcome = run(attend(folder, {"--kv-lens", "701,1"}));
   EXPECT_EQ(outcome.code, kUsage);
   EXPECT_EQ(load(folder / "out.npy"), "precious");
+}
+
+TEST_F(Attend, TruncatedKeysAreAnErrorWhileItRuns) {
+  // A hole of 8 GiB takes longer to read than to cut off.
+  save_inputs(Call(DType::kFloat32));
+  const std::string header = io::npy_header(DType::kFloat32, Dims{2, 2, 1 << 25, 16});
+  for (const char* name : {"k.npy", "v.npy"}) {
+    save(folder / name, header);
+    std::filesystem::resize_file(folder / name, header.size() + (std::uintmax_t{1} << 33));
+  }
+  Process process(attend(folder));
+  for (int i = 0; i < 3000 && folder.names().size() == 3; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  std::filesystem::resize_file(folder / "v.npy", header.size());
+  const Outcome outcome = process.wait();
+  EXPECT_EQ(outcome.code, kFailure);
+  EXPECT_THAT(outcome.err, AllOf(HasSubstr("v.npy"), HasSubstr("it was truncated")));
+  EXPECT_THAT(folder.names(), UnorderedElementsAre("q.npy", "k.npy", "v.npy"));
+}
+
+TEST_F(Attend, TakesKeysAndValuesFromAStore) {
+  AttentionOptions options;
+  options.causal = true;
+  const Call call(DType::kBFloat16, options);
+  save_inputs(call);
+  const std::string store = folder / "chat.kv";
+  const Outcome appended =
+      run({"store", "append", store, "--k", folder / "k.npy", "--v", folder / "v.npy", "--json"});
+  ASSERT_EQ(appended.code, kOk) << appended.err;
+  EXPECT_EQ(appended.json()["keys"], 700);
+  EXPECT_EQ(appended.json()["closed"], true);
+  const Outcome outcome = run(
+      {"attend", "--q", folder / "q.npy", "--kv", store, "--out", folder / "out.npy", "--causal"});
+  ASSERT_EQ(outcome.code, kOk) << outcome.err;
+  EXPECT_EQ(tensor_bytes(folder / "out.npy"), bytes(call.out->view()));
+
+  EXPECT_EQ(run({"store", "append", store, "--k", folder / "k.npy", "--v", folder / "v.npy"}).code,
+            kOk);
+  const Outcome verified = run({"store", "verify", store});
+  EXPECT_EQ(verified.code, kOk) << verified.err;
+  EXPECT_THAT(verified.out, AllOf(HasSubstr("k [2, 2, 1400, 16], v [2, 2, 1400, 24], bfloat16"),
+                                  HasSubstr("verified   1400 keys")));
+  std::string damaged = load(store);
+  damaged[damaged.find("KEYFLDKV") + 8192] ^= 1;  // in the first key
+  save(store, damaged);
+  EXPECT_EQ(run({"store", "info", store}).code, kOk);
+  const Outcome failed = run({"store", "verify", store});
+  EXPECT_EQ(failed.code, kUsage);
+  EXPECT_THAT(failed.err, AllOf(HasSubstr("chat.kv"), HasSubstr("of keys 0 to 699")));
 }
 
 // Long enough for any machine: tens of seconds on one thread. The keys are a hole in a file.

@@ -6,7 +6,7 @@
 namespace keyfold::cli::test {
 namespace {
 
-const char* const kCommands[] = {"attend", "needle", "plan", "bench", "devices"};
+const char* const kCommands[] = {"attend", "needle", "plan", "bench", "devices", "store"};
 
 TEST(Tool, HelpTeachesEveryCommand) {
   const Outcome all = run({"--help"});
@@ -59,6 +59,9 @@ TEST(Tool, WrongUseNamesTheArgumentAndTheHelp) {
       {{"bench", "--runs", "0"}, "--runs"},
       {{"bench", "--warmup", "-1"}, "--warmup"},
       {{"attend"}, "--q"},
+      {{"attend", "--q", "x", "--k", "x", "--kv", "x", "--out", "y"}, "--kv"},
+      {{"store"}, "subcommand"},
+      {{"store", "append", "x", "--k", "y"}, "--v"},
       {{"attend", "--q", "x", "--k", "x", "--v", "x"}, "--out"},
       {{"attend", "--q", "x", "--k", "x", "--v", "x", "--out", "y", "--layout", "z"}, "--layout"},
       {{"devices", "--json", "--all"}, "--all"},

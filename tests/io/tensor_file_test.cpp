@@ -4,7 +4,7 @@
 #include <sys/stat.h>
 
 #include "files.hpp"
-#include "io/io_error.hpp"
+#include "keyfold/io_error.hpp"
 
 namespace keyfold::io::test {
 namespace {

@@ -8,7 +8,7 @@
 #include <csignal>
 
 #include "files.hpp"
-#include "io/io_error.hpp"
+#include "keyfold/io_error.hpp"
 #include "io/safetensors.hpp"
 #include "io/tensor_file.hpp"
 
