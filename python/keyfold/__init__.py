@@ -1,7 +1,8 @@
 """Exact attention over key sequences of any length, in dispatches that fit a time budget.
 
 ``keyfold.torch``, ``keyfold.mlx`` and ``keyfold.transformers`` stand in for the attention of
-these libraries; ``python -m keyfold`` is the command-line tool.
+these libraries; ``keyfold.mpi`` is for keys spread over the ranks of an MPI job; ``python -m
+keyfold`` is the command-line tool.
 """
 
 from ._attention import last_report, merge_state, scaled_dot_product_attention
@@ -11,10 +12,11 @@ from ._errors import (
     InternalError,
     InvalidArgument,
     OutOfMemoryError,
+    PeerError,
     UnsupportedError,
 )
 from ._keyfold import version as __version__
-from ._plan import devices, plan
+from ._plan import devices, plan, shard_keys
 from ._records import Chunk, Device, Plan, Progress, Report
 from ._state import AttentionState
 
@@ -27,6 +29,7 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "OutOfMemoryError",
+    "PeerError",
     "Plan",
     "Progress",
     "Report",
@@ -37,4 +40,5 @@ __all__ = [
     "merge_state",
     "plan",
     "scaled_dot_product_attention",
+    "shard_keys",
 ]
