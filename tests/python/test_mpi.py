@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from conftest import SEED
 
 JOB = Path(__file__).parent / "mpi_job.py"
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 LAUNCHERS = {
     "openmpi": ["mpirun.openmpi", "--oversubscribe", "--allow-run-as-root"],
     "mpich": ["mpirun.mpich"],
@@ -53,10 +55,9 @@ def job(
             (folder / "libmpi.so.12").symlink_to(library)
             environment["LD_LIBRARY_PATH"] = str(folder)
     command = [*launcher, "-n", "3", sys.executable]
-    ran = run(
-        *command, "-c", "from mpi4py.MPI import COMM_WORLD as w; print(w.size)", **environment
-    )
-    if ran.stdout.split() != ["3"] * 3:
+    check = "from mpi4py.MPI import COMM_WORLD; assert COMM_WORLD.size == 3"
+    ran = run(*command, "-c", check, **environment)
+    if ran.returncode != 0:
         pytest.skip(f"mpi4py does not work with {launcher[0]}: {ran.stdout[-200:]}")
     return command, environment
 
@@ -89,6 +90,14 @@ def test_example(mpi4py: None) -> None:
     code = "import doctest, keyfold.mpi; print(doctest.testmod(keyfold.mpi))"
     ran = run(sys.executable, "-c", code)
     assert ran.stdout == f"{doctest.TestResults(0, 8)}\n"
+
+
+def test_document(job: tuple[list[str], dict[str, str]]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    command, environment = job
+    first, ours = blocks[0], next(block for block in blocks if "mpi4py" in block)
+    ran = run(*command, "-c", first + ours, **environment)
+    assert ran.returncode == 0, ran.stdout
 
 
 def test_import_without_mpi4py() -> None:
