@@ -36,6 +36,12 @@ struct Tensors {
   std::optional<MutableTensorView> lse;
 };
 
+std::vector<std::pair<std::int64_t, std::int64_t>> as_pairs(const std::vector<KeySpan>& spans) {
+  std::vector<std::pair<std::int64_t, std::int64_t>> pairs;
+  for (const KeySpan& span : spans) pairs.emplace_back(span.begin, span.end);
+  return pairs;
+}
+
 }  // namespace
 
 Ranks::Ranks(nb::object operations)
@@ -57,6 +63,7 @@ ContextParallelReport Ranks::attention(const nb::object& q, const nb::object& k,
   call.queries = sharing.own_queries ? Queries::kOwn : Queries::kReplicated;
   call.order = sharing.ordered ? MergeOrder::kOrdered : MergeOrder::kReduce;
   call.stripe_len = sharing.stripe_len;
+  call.row_stripe_len = sharing.row_stripe_len;
   call.block_bytes = sharing.block_bytes;
   call.timeout_seconds = sharing.timeout_seconds;
   call.attention = options.for_call();
@@ -84,16 +91,16 @@ void bind_ranks(nb::module_& module) {
           [](Ranks& self, const nb::object& q, const nb::object& k, const nb::object& v,
              const nb::object& out, const nb::object& lse, const Options& options,
              const nb::object& progress, bool own_queries, bool ordered, std::int64_t stripe_len,
-             std::int64_t block_bytes, double timeout) {
-            const ContextParallelReport report =
-                self.attention(q, k, v, out, lse, options, progress,
-                               {own_queries, ordered, stripe_len, block_bytes, timeout});
+             std::int64_t row_stripe_len, std::int64_t block_bytes, double timeout) {
+            const ContextParallelReport report = self.attention(
+                q, k, v, out, lse, options, progress,
+                {own_queries, ordered, stripe_len, row_stripe_len, block_bytes, timeout});
             keep_report(report.report);
             return as_tuple(report);
           },
           arg("q").none(), arg("k").none(), arg("v").none(), arg("out"), arg("lse").none(),
           arg("options"), arg("progress").none(), nb::kw_only(), arg("own_queries"), arg("ordered"),
-          arg("stripe_len"), arg("block_bytes"), arg("timeout"))
+          arg("stripe_len"), arg("row_stripe_len"), arg("block_bytes"), arg("timeout"))
       .def("fail", &Ranks::fail, arg("error"), arg("timeout"))
       .def_prop_ro("rank", &Ranks::rank)
       .def_prop_ro("num_ranks", &Ranks::num_ranks);
@@ -101,13 +108,15 @@ void bind_ranks(nb::module_& module) {
       "shard_keys",
       [](std::int64_t kv_len, int num_ranks, int rank, std::int64_t split_len,
          std::int64_t stripe_len) {
-        std::vector<std::pair<std::int64_t, std::int64_t>> spans;
-        for (const KeySpan& span : shard_keys(kv_len, num_ranks, rank, split_len, stripe_len)) {
-          spans.emplace_back(span.begin, span.end);
-        }
-        return spans;
+        return as_pairs(shard_keys(kv_len, num_ranks, rank, split_len, stripe_len));
       },
       arg("kv_len"), arg("num_ranks"), arg("rank"), arg("split_len"), arg("stripe_len"));
+  module.def(
+      "shard_rows",
+      [](std::int64_t q_len, int num_ranks, int rank, std::int64_t row_stripe_len) {
+        return as_pairs(shard_rows(q_len, num_ranks, rank, row_stripe_len));
+      },
+      arg("q_len"), arg("num_ranks"), arg("rank"), arg("row_stripe_len"));
 }
 
 }  // namespace keyfold::python

@@ -21,7 +21,7 @@ class Ranks {
   /// How the ranks share a call: ContextParallelOptions without what one process has too.
   struct Sharing {
     bool own_queries, ordered;
-    std::int64_t stripe_len, block_bytes;
+    std::int64_t stripe_len, row_stripe_len, block_bytes;
     double timeout_seconds;
   };
   ContextParallelReport attention(const nb::object& q, const nb::object& k, const nb::object& v,

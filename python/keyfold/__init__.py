@@ -16,7 +16,7 @@ from ._errors import (
     UnsupportedError,
 )
 from ._keyfold import version as __version__
-from ._plan import devices, plan, shard_keys
+from ._plan import devices, plan, shard_keys, shard_rows
 from ._records import Chunk, Device, Plan, Progress, Report
 from ._state import AttentionState
 
@@ -41,4 +41,5 @@ __all__ = [
     "plan",
     "scaled_dot_product_attention",
     "shard_keys",
+    "shard_rows",
 ]

@@ -135,3 +135,41 @@ def shard_keys(
         integer("split_len", split_len),
         integer("stripe_len", stripe_len),
     )
+
+
+def shard_rows(q_len: int, num_ranks: int, rank: int, row_stripe_len: int) -> list[tuple[int, int]]:
+    """The query rows of one rank of a :class:`keyfold.mpi.ContextParallel`, in stripes.
+
+    Parameters
+    ----------
+    q_len : int
+        Rows of all ranks.
+    num_ranks, rank : int
+        Ranks, and which of them.
+    row_stripe_len : int
+        Rows of a stripe. The ranks take them in turn, there and back (0, 1, ... n-1, n-1, ... 0):
+        with two stripes for each, of ``q_len / (2 * num_ranks)`` rows, causal work is the same on
+        all.
+
+    Returns
+    -------
+    list of (begin, end)
+        Rows by their number among all, ascending.
+
+    Raises
+    ------
+    InvalidArgument
+        A ValueError that names the argument.
+
+    Examples
+    --------
+    >>> import keyfold
+    >>> keyfold.shard_rows(8000, num_ranks=2, rank=0, row_stripe_len=2000)
+    [(0, 2000), (6000, 8000)]
+    """
+    return _keyfold.shard_rows(
+        integer("q_len", q_len),
+        integer("num_ranks", num_ranks),
+        integer("rank", rank),
+        integer("row_stripe_len", row_stripe_len),
+    )

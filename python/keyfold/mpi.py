@@ -17,10 +17,10 @@ from . import _keyfold
 from ._arrays import Results, check_tensors, shape_and_dtype
 from ._errors import InvalidArgument, PeerError
 from ._options import ProgressArgument, Window, integer, native_options, watched
-from ._plan import shard_keys
+from ._plan import shard_keys, shard_rows
 from ._records import ContextParallelReport, Report
 
-__all__ = ["ContextParallel", "ContextParallelReport", "shard_keys"]
+__all__ = ["ContextParallel", "ContextParallelReport", "shard_keys", "shard_rows"]
 
 _given_up: list[Any] = []  # what MPI may still write to
 
@@ -164,6 +164,7 @@ class ContextParallel:
         queries: Literal["replicated", "own"] = "replicated",
         order: Literal["reduce", "ordered"] = "reduce",
         stripe_len: int = 0,
+        row_stripe_len: int = 0,
         block_bytes: int = 4 << 20,
         timeout: float = 300.0,
         scale: float | None = None,
@@ -196,19 +197,20 @@ class ContextParallel:
             Their values.
         queries : str, optional
             "replicated": every rank has all rows and gets all results (decode). "own": each rank
-            has rows of its own, which follow each other in the order of the ranks, and gets their
-            results (prefill).
+            has rows of its own and gets their results (prefill).
         order : str, optional
-            "reduce": states are merged by a maximum and by sums, exact up to float32 rounding;
-            the bits depend on the shares and on MPI. "ordered": in the order of the keys, with the
-            bits of one process; ranks compute at the same time only as far as there are several
-            blocks.
+            "reduce": states come together by reductions, a maximum and sums, exact up to float32
+            rounding; the bits depend on the shares and on MPI. "ordered": in the order of the
+            keys, with the bits of one process.
         stripe_len : int, optional
             How the keys lie, as in :func:`shard_keys`. 0: contiguous, in any shares of whole
             splits, of which the last that is not empty may have a ragged end.
+        row_stripe_len : int, optional
+            How the rows lie with "own": as in :func:`shard_rows`, or with 0 one rank's behind the
+            other's, in any shares.
         block_bytes : int, optional
-            State that is computed and sent together: while one block is on its way the next is
-            computed. A block has at least one query row of one key/value head.
+            What is computed and sent together, state or keys, about: while one block is on its way
+            the next is computed.
         timeout : float, optional
             Longest time to wait for another rank in one go, in seconds: more than a rank takes for
             the dispatches of a block.
@@ -241,11 +243,12 @@ class ContextParallel:
 
         Notes
         -----
-        A rank computes its keys for all rows. For each block it takes part in all-reduces of 4
-        bytes a row and head (the maximum) and of ``4 * (value_dim + 1)`` bytes (sums), or with
-        "own" reduce-scatters instead of the second and an all-gather of `q`. "ordered" sends
-        ``4 * (value_dim + 2)`` bytes from rank to rank, and from the last to all. Memory: three
-        blocks, and a copy of the results where there are several.
+        What is sent, for each row and head: with "reduce" all-reduces of 4 bytes (the maximum) and
+        of ``4 * (value_dim + 1)`` bytes (sums), or with "own" reduce-scatters instead of the second
+        and an all-gather of `q`. "ordered" sends ``4 * (value_dim + 2)`` bytes from rank to rank
+        and from the last to all, which work at the same time as far as there are blocks; or with
+        "own" all keys and values to all ranks, which with few rows and many keys is more. Memory:
+        three blocks, and a copy of the results.
 
         References
         ----------
@@ -262,6 +265,7 @@ class ContextParallel:
                 own_queries = _is_second("queries", queries, "replicated", "own")
                 ordered = _is_second("order", order, "reduce", "ordered")
                 stripe_len = integer("stripe_len", stripe_len)
+                row_stripe_len = integer("row_stripe_len", row_stripe_len)
                 block_bytes = integer("block_bytes", block_bytes)
                 check_tensors(q=q, k=k, v=v, mask=mask, sinks=sinks)
                 options = native_options(
@@ -298,6 +302,7 @@ class ContextParallel:
                 own_queries=own_queries,
                 ordered=ordered,
                 stripe_len=stripe_len,
+                row_stripe_len=row_stripe_len,
                 block_bytes=block_bytes,
                 timeout=timeout,
             )

@@ -49,9 +49,12 @@ class Shares:
         self.stripe_len = stripe_len * split
         spans = keyfold.shard_keys(kv_len, NUM_RANKS, RANK, split, self.stripe_len)
         self.mine = np.concatenate([np.arange(0), *(np.arange(*span) for span in spans)])
-        # The last rank has no rows of its own.
-        cut = [0, *(q_len * (r + 1) // max(1, NUM_RANKS - 1) for r in range(NUM_RANKS - 1)), q_len]
-        self.rows = slice(cut[RANK], cut[RANK + 1]) if NUM_RANKS > 1 else slice(0, q_len)
+        self.row_stripe_len = 4 if stripe_len else 0
+        if stripe_len:
+            spans = keyfold.shard_rows(q_len, NUM_RANKS, RANK, self.row_stripe_len)
+        else:  # in halves, and the last rank has none
+            spans = [(q_len * RANK // 2, min(q_len, q_len * (RANK + 1) // 2))]
+        self.rows = np.concatenate([np.arange(*span) for span in spans])
 
     def attend(self, ranks: keyfold.mpi.ContextParallel, **options: Any) -> Any:
         """Give its result; `wrap` makes arrays of another library."""
@@ -59,7 +62,13 @@ class Shares:
         q = self.q[:, :, self.rows] if options.get("queries") == "own" else self.q
         k, v = self.k[:, :, self.mine], self.v[:, :, self.mine]
         return ranks.scaled_dot_product_attention(
-            wrap(q), wrap(k), wrap(v), stripe_len=self.stripe_len, num_threads=1, **options
+            wrap(q),
+            wrap(k),
+            wrap(v),
+            stripe_len=self.stripe_len,
+            row_stripe_len=self.row_stripe_len,
+            num_threads=1,
+            **options,
         )
 
 

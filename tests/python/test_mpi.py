@@ -117,6 +117,13 @@ def test_shard_keys() -> None:
         keyfold.shard_keys(1000.0, 2, 1, 64)  # type: ignore[arg-type]
 
 
+def test_shard_rows() -> None:
+    assert keyfold.shard_rows(20, 2, 0, 4) == [(0, 4), (12, 16), (16, 20)]
+    assert keyfold.shard_rows(20, 2, 1, 4) == [(4, 8), (8, 12)]
+    with pytest.raises(keyfold.InvalidArgument, match="^row_stripe_len: "):
+        keyfold.shard_rows(20, 2, 1, 0)
+
+
 def test_peer_error() -> None:
     error = pickle.loads(pickle.dumps(keyfold.PeerError("rank 1 failed: no", [1])))
     assert (str(error), error.ranks) == ("rank 1 failed: no", [1])
