@@ -100,12 +100,15 @@ def test_skipped_keys_are_as_hidden(inputs: Any) -> None:
 
 
 def test_saved_state_without_keys(inputs: Any) -> None:
-    q, _, _ = inputs()
-    m, sums, o = keyfold.AttentionState(q).save()
+    q, k, v = inputs(value_dim=24)
+    state = keyfold.AttentionState(q)
+    m, sums, o = state.save()
     assert o.shape == q.shape
     assert (m == -np.inf).all()
     assert (sums == 0).all()
     assert (o == 0).all()
+    state.update(k, v)
+    np.testing.assert_array_equal(state.finish(), keyfold.scaled_dot_product_attention(q, k, v))
 
 
 def test_wrong_numbers_leave_the_state(inputs: Any) -> None:
@@ -185,15 +188,23 @@ def test_state_serves_one_call_at_a_time(inputs: Any) -> None:
     np.testing.assert_array_equal(state.finish(), keyfold.scaled_dot_product_attention(q, k, v))
 
 
-def test_failed_update_ends_a_state(inputs: Any) -> None:
+@pytest.mark.parametrize("failing", ["update", "skip_to", "save"])
+def test_failed_call_ends_a_state(failing: str, inputs: Any) -> None:
     q, k, v = inputs(6, 5000)
 
     def stop(_: keyfold.Progress) -> None:
         raise ZeroDivisionError
 
     state = keyfold.AttentionState(q, progress=stop)
+    if failing != "update":
+        state.update(k[:, :, :100], v[:, :, :100])  # of one split: no dispatch yet
+    call = {
+        "update": lambda: state.update(k, v),
+        "skip_to": lambda: state.skip_to(5120),
+        "save": state.save,
+    }[failing]
     with pytest.raises(ZeroDivisionError):
-        state.update(k, v)
+        call()
     with pytest.raises(keyfold.InvalidArgument, match="can only be destroyed"):
         state.finish()
 
