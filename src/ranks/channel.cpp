@@ -84,7 +84,7 @@ Channel::Operation Channel::all_gather(Owner owner, const void* mine, void* all,
 
 Channel::Operation Channel::all_reduce(Owner owner, float* values, std::int64_t count,
                                        Transport::Reduction reduction) {
-  return begin(std::move(owner), transport_.all_reduce(values, count, reduction), 2 * 4 * count);
+  return begin(std::move(owner), transport_.all_reduce(values, count, reduction), 2 * count * 4);
 }
 
 Channel::Operation Channel::reduce_scatter(Owner owner, const float* values, float* mine,
@@ -149,7 +149,7 @@ std::vector<int> Channel::silent_ranks() {
   std::vector<std::pair<int, Operation>> awaited;
   for (int other = 0; other < num_ranks(); ++other) {
     if (other == rank()) continue;
-    char* const sign = signs->data() + 2 * other;
+    char* const sign = &(*signs)[2 * static_cast<std::size_t>(other)];
     send(signs, sign, 1, other, kLifeTag);
     awaited.emplace_back(other, receive(signs, sign + 1, 1, other, kLifeTag));
   }
