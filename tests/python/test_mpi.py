@@ -80,8 +80,8 @@ def test_rank_that_goes_on_no_more(scenario: str, job: tuple[list[str], dict[str
         assert f"rank {rank}: as it should" in ran.stdout, ran.stdout
 
 
-def test_one_rank(mpi4py: None) -> None:
-    ran = run(sys.executable, str(JOB), "alone", str(SEED))
+def test_one_rank(job: tuple[list[str], dict[str, str]]) -> None:
+    ran = run(sys.executable, str(JOB), "alone", str(SEED), **job[1])
     assert ran.returncode == 0, ran.stdout
     assert ran.stdout == "rank 0: as it should\n"
 
