@@ -1,6 +1,7 @@
 // Attention over keys that are spread over many processes, each with its own memory.
 #pragma once
 
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -120,6 +121,10 @@ class KEYFOLD_API ContextParallel {
                                                      const TensorView& v,
                                                      const MutableTensorView& out,
                                                      const ContextParallelOptions& options = {});
+
+  /// Takes part in a call that this rank can't make, as it failed before: throws `failure`, and on
+  /// the others, which make the call, PeerError with its text.
+  void fail(const std::exception_ptr& failure, double timeout_seconds = 300);
 
  private:
   class Impl;

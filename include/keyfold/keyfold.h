@@ -279,6 +279,11 @@ KEYFOLD_API keyfold_status keyfold_state_create(const DLTensor* q, const keyfold
 KEYFOLD_API keyfold_status keyfold_state_update(keyfold_state* state, const DLTensor* k,
                                                 const DLTensor* v);
 
+/** Goes on at another key, so that those between are not seen, as if a mask hid them: `key` is a
+ * multiple of the plan's split_len and at least keyfold_state_next_key().
+ * KEYFOLD_INVALID_ARGUMENT leaves the state unchanged. */
+KEYFOLD_API keyfold_status keyfold_state_skip_to(keyfold_state* state, int64_t key);
+
 /** Adds the keys that `other` has seen, which is left empty and still has to be destroyed. Both
  * must have the same q and formula, and disjoint keys. Exact up to float32 rounding. */
 KEYFOLD_API keyfold_status keyfold_state_merge(keyfold_state* state, keyfold_state* other);
@@ -289,7 +294,27 @@ KEYFOLD_API keyfold_status keyfold_state_merge(keyfold_state* state, keyfold_sta
 KEYFOLD_API keyfold_status keyfold_state_finish(keyfold_state* state, const DLTensor* out,
                                                 const DLTensor* lse);
 
-/** Absolute position of the next key: first_key plus the keys fed so far. */
+/** Copies the numbers of the state, float32: m, the largest score seen (-inf: none was), and l, the
+ * sum of exp(score - m) without sinks, [batch, num_heads, q_len, 1] or [batch, num_heads, q_len],
+ * and o, the sum of exp(score - m) v, [batch, num_heads, q_len, value_dim]. Two of them over
+ * disjoint keys merge by
+ *
+ *   m = max(m_a, m_b);  l = exp(m_a - m) l_a + exp(m_b - m) l_b;  o likewise
+ *
+ * The ragged end of what was fed is folded for it: keys can be fed after that only from the begin
+ * of a split on (see keyfold_state_skip_to()). KEYFOLD_INVALID_ARGUMENT writes nothing. */
+KEYFOLD_API keyfold_status keyfold_state_save(keyfold_state* state, const DLTensor* m,
+                                              const DLTensor* l, const DLTensor* o);
+
+/** Takes these numbers for the keys seen so far, which are forgotten: what keyfold_state_save()
+ * gave, or what several of these merge to, of the same q and formula. num_kv_heads is that of the
+ * keys. The next key stays. With what the same kernel saved, the bits are as if this state had seen
+ * the keys. KEYFOLD_INVALID_ARGUMENT leaves the state unchanged. */
+KEYFOLD_API keyfold_status keyfold_state_load(keyfold_state* state, const DLTensor* m,
+                                              const DLTensor* l, const DLTensor* o,
+                                              int64_t num_kv_heads);
+
+/** Absolute position of the next key: first_key plus the keys fed and skipped so far. */
 KEYFOLD_API keyfold_status keyfold_state_next_key(const keyfold_state* state, int64_t* next_key);
 
 /** Frees the state. */

@@ -14,6 +14,7 @@
 #include "array.hpp"
 #include "gil.hpp"
 #include "options.hpp"
+#include "ranks.hpp"
 #include "records.hpp"
 #include "state.hpp"
 #include "store.hpp"
@@ -22,11 +23,14 @@
 namespace keyfold::python {
 namespace {
 
-/// Raises what keyfold threw as the exception of keyfold/_errors.py.
-void raise(const char* exception, const char* what) {
+/// Raises what keyfold threw as the exception of keyfold/_errors.py, with more `arguments` than the
+/// message where that takes them.
+template <class... Arguments>
+void raise(const char* exception, const char* what, const Arguments&... arguments) {
   const nb::object message =
       nb::steal(PyUnicode_DecodeUTF8(what, static_cast<Py_ssize_t>(std::strlen(what)), "replace"));
-  PyErr_SetObject(nb::module_::import_("keyfold._errors").attr(exception).ptr(), message.ptr());
+  const nb::object type = nb::module_::import_("keyfold._errors").attr(exception);
+  PyErr_SetObject(type.ptr(), type(message, arguments...).ptr());
 }
 
 void translate(const std::exception_ptr& thrown, void*) {
@@ -36,6 +40,8 @@ void translate(const std::exception_ptr& thrown, void*) {
     raise("InvalidArgument", error.what());
   } catch (const IoError& error) {
     raise("IoError", error.what());
+  } catch (const PeerError& error) {
+    raise("PeerError", error.what(), error.ranks());
   } catch (const RunError& error) {
     switch (error.code()) {
       case ErrorCode::kUnsupported: return raise("UnsupportedError", error.what());
@@ -118,6 +124,7 @@ NB_MODULE(_keyfold, module) {
   nb::register_exception_translator(translate);
   module.attr("version") = KEYFOLD_VERSION;
   bind_options(module);
+  bind_ranks(module);
   bind_state(module);
   bind_store(module);
   module.def("attention", attention, arg("q"), arg("k"), arg("v"), arg("out"), arg("lse").none(),
@@ -131,7 +138,7 @@ NB_MODULE(_keyfold, module) {
         using Shape = nb::typed<nb::tuple, int, nb::ellipsis>;
         return std::pair(Shape(nb::tuple(nb::cast(held.shape()))), keyfold::name_of(held.dtype()));
       },
-      arg("array"), arg("name"), arg("stream").none() = nb::none());
+      arg("array").none(), arg("name"), arg("stream").none() = nb::none());
   module.def("empty", make_empty, arg("shape"), arg("dtype"));
   module.def("plan", make_plan, arg("batch"), arg("num_heads"), arg("num_kv_heads"), arg("q_len"),
              arg("kv_len"), arg("head_dim"), arg("value_dim"), arg("dtype"), arg("options"));

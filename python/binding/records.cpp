@@ -11,6 +11,11 @@ namespace {
 
 thread_local std::optional<Report> last;
 
+Fields as_tuple(const Report& r) {
+  return nb::make_tuple(r.backend, r.kernel, r.dispatches, r.longest_dispatch_ms, r.elapsed_ms,
+                        r.scratch_bytes, r.staging_bytes, r.recoveries);
+}
+
 }  // namespace
 
 Fields as_tuple(const Plan& p) {
@@ -32,13 +37,15 @@ Fields as_tuple(const DeviceInfo& d) {
                         d.watchdog, d.max_shared_bytes, d.subgroup_size);
 }
 
+Fields as_tuple(const ContextParallelReport& r) {
+  return nb::make_tuple(as_tuple(r.report), r.kv_len, r.messages, r.message_bytes, r.waiting_ms);
+}
+
 void keep_report(Report report) { last = std::move(report); }
 
 std::optional<Fields> last_report() {
   if (!last) return std::nullopt;
-  return nb::make_tuple(last->backend, last->kernel, last->dispatches, last->longest_dispatch_ms,
-                        last->elapsed_ms, last->scratch_bytes, last->staging_bytes,
-                        last->recoveries);
+  return as_tuple(*last);
 }
 
 }  // namespace keyfold::python

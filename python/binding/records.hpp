@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include <keyfold/attention.hpp>
+#include <keyfold/context_parallel.hpp>
 #include <keyfold/plan.hpp>
 #include <optional>
 
@@ -13,6 +14,7 @@ using Fields = nanobind::typed<nanobind::tuple, nanobind::any, nanobind::ellipsi
 
 Fields as_tuple(const Plan& plan);
 Fields as_tuple(const DeviceInfo& device);
+Fields as_tuple(const ContextParallelReport& report);
 
 /// Keeps the report of this thread's last call that succeeded; last_report() is None before any.
 void keep_report(Report report);

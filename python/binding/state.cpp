@@ -37,6 +37,14 @@ void State::update(const nb::object& k, const nb::object& v, const nb::object& p
   state_.update(key_view, value_view);
 }
 
+void State::skip_to(std::int64_t key, const nb::object& progress) {
+  Watcher watcher(progress);
+  const Turn turn(*this);
+  watcher_ = &watcher;
+  const GilReleased no_gil;
+  state_.skip_to(key);
+}
+
 void State::merge(State& other) {
   if (&other == this) {
     throw InvalidArgument("other", "expected another state, got this one");
@@ -62,18 +70,44 @@ Report State::finish(const nb::object& out, const nb::object& lse, const nb::obj
   return state_.finish(out_view, lse_view);
 }
 
+void State::save(const nb::object& m, const nb::object& l, const nb::object& o,
+                 const nb::object& progress) {
+  const Array maxima = Array::to_write(m, "m"), sums = Array::to_write(l, "l"),
+              values = Array::to_write(o, "o");
+  const StateView to{maxima.view(kLseAxes), sums.view(kLseAxes), values.view()};
+  Watcher watcher(progress);
+  const Turn turn(*this);
+  watcher_ = &watcher;
+  const GilReleased no_gil;
+  state_.save(to);
+}
+
+void State::load(const nb::object& m, const nb::object& l, const nb::object& o,
+                 std::int64_t num_kv_heads) {
+  const Array maxima = Array::to_read(m, "m"), sums = Array::to_read(l, "l"),
+              values = Array::to_read(o, "o");
+  const StateView from{maxima.view(kLseAxes), sums.view(kLseAxes), values.view()};
+  const Turn turn(*this);
+  const GilReleased no_gil;
+  state_.load(from, num_kv_heads);
+}
+
 void bind_state(nb::module_& module) {
   using nb::arg;
   nb::class_<State>(module, "State")
       .def(nb::init<const nb::object&, const Options&, std::int64_t>(), arg("q"), arg("options"),
            arg("first_key"))
       .def("update", &State::update, arg("k"), arg("v"), arg("progress").none())
+      .def("skip_to", &State::skip_to, arg("key"), arg("progress").none())
       .def("merge", &State::merge, arg("other"))
       .def(
           "finish",
           [](State& self, const nb::object& out, const nb::object& lse,
              const nb::object& progress) { keep_report(self.finish(out, lse, progress)); },
           arg("out"), arg("lse").none(), arg("progress").none())
+      .def("save", &State::save, arg("m"), arg("l"), arg("o"), arg("progress").none())
+      .def("load", &State::load, arg("m").none(), arg("l").none(), arg("o").none(),
+           arg("num_kv_heads"))
       .def_prop_ro("next_key", &State::next_key);
 }
 

@@ -14,8 +14,13 @@ class State {
   State(const nb::object& q, const Options& options, std::int64_t first_key);
 
   void update(const nb::object& k, const nb::object& v, const nb::object& progress);
+  void skip_to(std::int64_t key, const nb::object& progress);
   void merge(State& other);
   Report finish(const nb::object& out, const nb::object& lse, const nb::object& progress);
+  void save(const nb::object& m, const nb::object& l, const nb::object& o,
+            const nb::object& progress);
+  void load(const nb::object& m, const nb::object& l, const nb::object& o,
+            std::int64_t num_kv_heads);
   std::int64_t next_key() const { return next_key_; }
 
  private:

@@ -1,7 +1,8 @@
 """Exact attention over key sequences of any length, in dispatches that fit a time budget.
 
 ``keyfold.torch``, ``keyfold.mlx`` and ``keyfold.transformers`` stand in for the attention of
-these libraries; ``python -m keyfold`` is the command-line tool.
+these libraries; ``keyfold.mpi`` is for keys spread over the ranks of an MPI job; ``python -m
+keyfold`` is the command-line tool.
 """
 
 from ._attention import last_report, merge_state, scaled_dot_product_attention
@@ -12,10 +13,11 @@ from ._errors import (
     InvalidArgument,
     IoError,
     OutOfMemoryError,
+    PeerError,
     UnsupportedError,
 )
 from ._keyfold import version as __version__
-from ._plan import devices, plan
+from ._plan import devices, plan, shard_keys, shard_rows
 from ._records import Chunk, Device, Plan, Progress, Report
 from ._source import KeyValueSource, open_source
 from ._state import AttentionState
@@ -33,6 +35,7 @@ __all__ = [
     "KeyValueSource",
     "KvStore",
     "OutOfMemoryError",
+    "PeerError",
     "Plan",
     "Progress",
     "RecoveryReport",
@@ -46,4 +49,6 @@ __all__ = [
     "open_source",
     "plan",
     "scaled_dot_product_attention",
+    "shard_keys",
+    "shard_rows",
 ]

@@ -13,7 +13,9 @@ from ._devices import is_on_cuda
 from ._errors import InvalidArgument
 
 
-class _Output(NamedTuple):
+class Output(NamedTuple):
+    """Memory that takes a result, and the result as the caller's array."""
+
     memory: Any
     deliver: Callable[[], Any]
 
@@ -78,29 +80,29 @@ def _new_on_cuda(like: Any, shape: tuple[int, ...], widen: bool) -> Any:
     return library.empty(shape, dtype=library.float32 if widen else like.dtype, device=like.device)
 
 
-def _new(like: Any, shape: tuple[int, ...], dtype: str, widen: bool = False) -> _Output:
+def new(like: Any, shape: tuple[int, ...], dtype: str, widen: bool = False) -> Output:
     """Make dense memory for a result of the library of `like`, whose dtype is `dtype`.
 
     With `widen` the result is float32 instead.
     """
     if isinstance(like, np.ndarray):
         array = np.empty(shape, np.float32 if widen else like.dtype)
-        return _Output(array, lambda: array)
+        return Output(array, lambda: array)
     if _is_tensor(like):
         torch = sys.modules["torch"]
         dtype_of = torch.float32 if widen else like.dtype
         tensor = torch.empty(shape, dtype=dtype_of, device=like.device)
-        return _Output(tensor, lambda: tensor)
+        return Output(tensor, lambda: tensor)
     if is_on_cuda(like):
         array = _new_on_cuda(like, shape, widen)
-        return _Output(array, lambda: array)
+        return Output(array, lambda: array)
     dtype = "float32" if widen else dtype
     memory = _keyfold.empty(shape, dtype)
     if hasattr(like, "__array_namespace__"):
-        return _Output(memory, lambda: like.__array_namespace__().from_dlpack(memory))
+        return Output(memory, lambda: like.__array_namespace__().from_dlpack(memory))
     if dtype != "bfloat16":
-        return _Output(memory, lambda: np.asarray(memory))
-    return _Output(memory, lambda: memory)  # NumPy has no bfloat16: the bare DLPack array
+        return Output(memory, lambda: np.asarray(memory))
+    return Output(memory, lambda: memory)  # NumPy has no bfloat16: the bare DLPack array
 
 
 def shape_and_dtype(array: Any, name: str, stream: int | None) -> tuple[tuple[int, ...], str]:
@@ -140,8 +142,8 @@ class Results:
     ) -> None:
         if out is not None:
             check_writable(out, "out")
-        self._out = _new(like, shape, dtype) if out is None else _Output(out, lambda: out)
-        self._lse = _new(like, shape[:-1], dtype, widen=True) if with_lse else None
+        self._out = new(like, shape, dtype) if out is None else Output(out, lambda: out)
+        self._lse = new(like, shape[:-1], dtype, widen=True) if with_lse else None
 
     @property
     def out(self) -> Any:

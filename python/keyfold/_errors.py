@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class Error(Exception):
     """Base of all of keyfold's exceptions."""
@@ -25,6 +27,20 @@ class OutOfMemoryError(Error, RuntimeError, MemoryError):
 
 class DeviceError(Error, RuntimeError):
     """The device failed while it ran a dispatch."""
+
+
+class PeerError(Error, RuntimeError):
+    """Another rank of a :class:`keyfold.mpi.ContextParallel` failed, or does not answer.
+
+    Attributes
+    ----------
+    ranks : list of int
+        Which; empty where that could not be found out.
+    """
+
+    def __init__(self, message: str, ranks: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.ranks = list(ranks)
 
 
 class InternalError(Error, RuntimeError):

@@ -91,3 +91,85 @@ def plan(
 def devices() -> list[Device]:
     """The devices that can run attention here, the default one first."""
     return [Device(*fields) for fields in _keyfold.devices()]
+
+
+def shard_keys(
+    kv_len: int, num_ranks: int, rank: int, split_len: int, stripe_len: int = 0
+) -> list[tuple[int, int]]:
+    """The keys of one rank of a :class:`keyfold.mpi.ContextParallel`.
+
+    Parameters
+    ----------
+    kv_len : int
+        Keys of all ranks.
+    num_ranks, rank : int
+        Ranks, and which of them.
+    split_len : int
+        As :func:`plan` tells it: shares are whole splits.
+    stripe_len : int, optional
+        0: equal shares, contiguous in the order of the ranks. Else stripes of so many keys, a
+        multiple of `split_len`, that the ranks take in turn, which balances causal work.
+
+    Returns
+    -------
+    list of (begin, end)
+        Keys by absolute position, ascending.
+
+    Raises
+    ------
+    InvalidArgument
+        A ValueError that names the argument.
+
+    Examples
+    --------
+    >>> import keyfold
+    >>> keyfold.shard_keys(10_000, num_ranks=2, rank=1, split_len=512)
+    [(5120, 10000)]
+    >>> keyfold.shard_keys(10_000, num_ranks=2, rank=1, split_len=512, stripe_len=2048)
+    [(2048, 4096), (6144, 8192)]
+    """
+    return _keyfold.shard_keys(
+        integer("kv_len", kv_len),
+        integer("num_ranks", num_ranks),
+        integer("rank", rank),
+        integer("split_len", split_len),
+        integer("stripe_len", stripe_len),
+    )
+
+
+def shard_rows(q_len: int, num_ranks: int, rank: int, row_stripe_len: int) -> list[tuple[int, int]]:
+    """The query rows of one rank of a :class:`keyfold.mpi.ContextParallel`, in stripes.
+
+    Parameters
+    ----------
+    q_len : int
+        Rows of all ranks.
+    num_ranks, rank : int
+        Ranks, and which of them.
+    row_stripe_len : int
+        Rows of a stripe. The ranks take them in turn, there and back (0, 1, ... n-1, n-1, ... 0):
+        with two stripes for each, of ``q_len / (2 * num_ranks)`` rows, causal work is the same on
+        all.
+
+    Returns
+    -------
+    list of (begin, end)
+        Rows by their number among all, ascending.
+
+    Raises
+    ------
+    InvalidArgument
+        A ValueError that names the argument.
+
+    Examples
+    --------
+    >>> import keyfold
+    >>> keyfold.shard_rows(8000, num_ranks=2, rank=0, row_stripe_len=2000)
+    [(0, 2000), (6000, 8000)]
+    """
+    return _keyfold.shard_rows(
+        integer("q_len", q_len),
+        integer("num_ranks", num_ranks),
+        integer("rank", rank),
+        integer("row_stripe_len", row_stripe_len),
+    )

@@ -169,3 +169,28 @@ class Report:
     scratch_bytes: int
     staging_bytes: int
     recoveries: int
+
+
+@dataclass(frozen=True)
+class ContextParallelReport:
+    """How a call of many ranks ran on this one.
+
+    Attributes
+    ----------
+    report : Report
+        Of this rank's dispatches and time.
+    kv_len : int
+        Keys of all ranks.
+    messages : int
+        Collective operations and messages that this rank began.
+    message_bytes : int
+        Their buffers, in and out, without what a collective operation repeats.
+    waiting_ms : float
+        Time in which this rank did nothing but wait for others, in milliseconds.
+    """
+
+    report: Report
+    kv_len: int
+    messages: int
+    message_bytes: int
+    waiting_ms: float

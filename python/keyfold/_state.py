@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import _keyfold
-from ._arrays import Results, check_tensors
+from ._arrays import Results, check_tensors, new
 from ._options import Window, callback_of, integer, native_options
 from ._records import Progress
 
@@ -106,7 +106,7 @@ class AttentionState:
 
     @property
     def next_key(self) -> int:
-        """Absolute position of the next key: `first_key` plus the keys fed so far."""
+        """Absolute position of the next key: `first_key` plus the keys fed and skipped so far."""
         return self._state.next_key
 
     def update(self, k: Any, v: Any) -> None:
@@ -127,6 +127,22 @@ class AttentionState:
         check_tensors(k=k, v=v)
         self._state.update(k, v, self._progress)
         self._value_dim = _keyfold.shape_and_dtype(v, "v")[0][-1]
+
+    def skip_to(self, key: int) -> None:
+        """Go on at another key; those between are not seen, as if a mask hid them.
+
+        Parameters
+        ----------
+        key : int
+            Absolute position of the next key: a multiple of the plan's `split_len`, and at least
+            `next_key`.
+
+        Raises
+        ------
+        InvalidArgument
+            A ValueError that names the argument; the state is unchanged.
+        """
+        self._state.skip_to(integer("key", key), self._progress)
 
     def merge(self, other: AttentionState) -> None:
         """Add the keys that another state has seen, and leave that state empty.
@@ -178,3 +194,59 @@ class AttentionState:
         self._state.finish(results.out, results.lse, self._progress)
         self._value_dim = 0
         return results.deliver()
+
+    def save(self) -> tuple[Any, Any, Any]:
+        r"""Copy the numbers of the state, which others may keep, send and merge.
+
+        Two of them over disjoint keys merge by
+
+        .. math::
+
+            m &= \max(m_a, m_b) \\
+            l &= e^{m_a - m} l_a + e^{m_b - m} l_b \\
+            o &= e^{m_a - m} o_a + e^{m_b - m} o_b
+
+        Returns
+        -------
+        m : array, [batch, num_heads, q_len]
+            The largest score that a row has seen; -inf where it saw no key.
+        l : array, [batch, num_heads, q_len]
+            Sum of ``exp(score - m)``, without sinks.
+        o : array, [batch, num_heads, q_len, value_dim]
+            Sum of ``exp(score - m) v``. Where no key was fed, value_dim is head_dim.
+
+        Notes
+        -----
+        All are float32, of the library of `q`. What was fed of an unfinished split is folded for
+        it: keys can be fed after that only from the begin of a split on, see :meth:`skip_to`.
+        """
+        shape = (*self._shape[:-1], self._value_dim or self._shape[-1])
+        shapes = (shape[:-1], shape[:-1], shape)
+        m, sums, o = (new(self._q, shape, self._dtype, widen=True) for shape in shapes)
+        self._state.save(m.memory, sums.memory, o.memory, self._progress)
+        return m.deliver(), sums.deliver(), o.deliver()
+
+    def load(self, m: Any, l: Any, o: Any, num_kv_heads: int) -> None:  # noqa: E741
+        """Take these numbers for the keys seen so far, which are forgotten; `next_key` stays.
+
+        With what :meth:`save` gave with the same kernel, the bits are as if this state had seen
+        the keys.
+
+        Parameters
+        ----------
+        m, l : array, [batch, num_heads, q_len]
+            What :meth:`save` gave, or what several of these merge to, of the same queries and
+            options. float32.
+        o : array, [batch, num_heads, q_len, value_dim]
+            Likewise.
+        num_kv_heads : int
+            Heads of the keys.
+
+        Raises
+        ------
+        InvalidArgument
+            A ValueError that names the argument; the state is unchanged.
+        """
+        check_tensors(m=m, l=l, o=o)
+        self._state.load(m, l, o, integer("num_kv_heads", num_kv_heads))
+        self._value_dim = _keyfold.shape_and_dtype(o, "o")[0][-1]

@@ -37,6 +37,10 @@ void keep_report(keyfold::Report report) {
                       kept.staging_bytes,       kept.recoveries};
 }
 
+keyfold::StateView state_view_of(const DLTensor* m, const DLTensor* l, const DLTensor* o) {
+  return {view_of(m, "m", kLseAxes), view_of(l, "l", kLseAxes), view_of(o, "o")};
+}
+
 }  // namespace
 
 extern "C" {
@@ -75,6 +79,10 @@ keyfold_status keyfold_state_update(keyfold_state* state, const DLTensor* k, con
   return guarded([&] { deref(state, "state").state.update(view_of(k, "k"), view_of(v, "v")); });
 }
 
+keyfold_status keyfold_state_skip_to(keyfold_state* state, int64_t key) {
+  return guarded([&] { deref(state, "state").state.skip_to(key); });
+}
+
 keyfold_status keyfold_state_merge(keyfold_state* state, keyfold_state* other) {
   return guarded(
       [&] { deref(state, "state").state.merge(std::move(deref(other, "other").state)); });
@@ -86,6 +94,16 @@ keyfold_status keyfold_state_finish(keyfold_state* state, const DLTensor* out,
     keep_report(deref(state, "state")
                     .state.finish(view_of(out, "out"), optional_view_of(lse, "lse", kLseAxes)));
   });
+}
+
+keyfold_status keyfold_state_save(keyfold_state* state, const DLTensor* m, const DLTensor* l,
+                                  const DLTensor* o) {
+  return guarded([&] { deref(state, "state").state.save(state_view_of(m, l, o)); });
+}
+
+keyfold_status keyfold_state_load(keyfold_state* state, const DLTensor* m, const DLTensor* l,
+                                  const DLTensor* o, int64_t num_kv_heads) {
+  return guarded([&] { deref(state, "state").state.load(state_view_of(m, l, o), num_kv_heads); });
 }
 
 keyfold_status keyfold_state_next_key(const keyfold_state* state, int64_t* next_key) {

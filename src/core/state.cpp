@@ -56,8 +56,10 @@ class AttentionState::Impl {
   void skip_to(std::int64_t key) {
     check_usable();
     check_position("key", key, next_key(), split_len_);
+    usable_ = false;
     if (session_) fold_tail();
     tail_begin_ = key;
+    usable_ = true;
   }
 
   void update(const TensorView& k, const TensorView& v) {
@@ -97,15 +99,17 @@ class AttentionState::Impl {
   void save(const StateView& to) {
     check_usable();
     AttentionShape shape = shape_;
-    if (!session_) {  // no key ever came
+    const bool unfed = !session_;  // no key ever came
+    if (unfed) {
       shape.num_kv_heads = shape.num_heads;
       shape.value_dim = to.o.sizes[3];
     }
     core::check_state(shape, to, true);
-    if (!session_) begin(shape, {});
+    if (unfed) begin(shape, {});
     usable_ = false;
     fold_tail();
     session_->save(*run_, to);
+    if (unfed) clear(tail_begin_);  // the first keys may have other heads
     usable_ = true;
   }
 
@@ -161,7 +165,7 @@ class AttentionState::Impl {
     usable_ = other.usable_ = false;
     other.fold_tail();
     session_->merge(*run_, *other.run_);
-    other.clear();
+    other.clear(other.first_key_);
     usable_ = other.usable_ = true;
   }
 
@@ -178,7 +182,7 @@ class AttentionState::Impl {
     fold_tail();
     session_->finish(*run_, out, lse);
     Report report = session_->report();
-    clear();
+    clear(first_key_);
     usable_ = true;
     return report;
   }
@@ -234,8 +238,8 @@ class AttentionState::Impl {
     run_ = std::move(run);
   }
 
-  void clear() {
-    tail_begin_ = first_key_;
+  void clear(std::int64_t key) {
+    tail_begin_ = key;
     shape_.num_kv_heads = shape_.value_dim = 0;
     run_.reset();
     session_.reset();

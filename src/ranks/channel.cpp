@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <mutex>
 #include <sstream>
 #include <thread>
@@ -50,12 +51,22 @@ void bury(std::shared_ptr<const void> it) {
 
 }  // namespace
 
-Channel::~Channel() {
+bool Channel::give_up() noexcept {
+  const auto ended = [](const UnderWay& it) {
+    try {
+      return it.operation->done();
+    } catch (...) {
+      return false;  // nobody knows
+    }
+  };
+  std::erase_if(under_way_, ended);
+  const bool none = under_way_.empty();
   for (UnderWay& it : under_way_) {
-    if (it.operation->done()) continue;
     bury(std::move(it.operation));
     bury(std::move(it.owner));
   }
+  under_way_.clear();
+  return none;
 }
 
 Channel::Operation Channel::begin(Owner owner, Transport::Pending pending, std::int64_t bytes) {
@@ -73,7 +84,7 @@ Channel::Operation Channel::all_gather(Owner owner, const void* mine, void* all,
 
 Channel::Operation Channel::all_reduce(Owner owner, float* values, std::int64_t count,
                                        Transport::Reduction reduction) {
-  return begin(std::move(owner), transport_.all_reduce(values, count, reduction), 2 * 4 * count);
+  return begin(std::move(owner), transport_.all_reduce(values, count, reduction), 2 * count * 4);
 }
 
 Channel::Operation Channel::reduce_scatter(Owner owner, const float* values, float* mine,
@@ -98,7 +109,10 @@ Channel::Operation Channel::receive(Owner owner, void* data, std::int64_t bytes,
 }
 
 void Channel::poke() {
-  std::erase_if(under_way_, [](const UnderWay& it) { return it.operation->done(); });
+  // One by one, as done() may throw, which std::erase_if would not outlive.
+  for (auto it = under_way_.begin(); it != under_way_.end();) {
+    it = it->operation->done() ? under_way_.erase(it) : std::next(it);
+  }
 }
 
 void Channel::wait(const Operation& operation, const std::string& what) {
@@ -135,7 +149,7 @@ std::vector<int> Channel::silent_ranks() {
   std::vector<std::pair<int, Operation>> awaited;
   for (int other = 0; other < num_ranks(); ++other) {
     if (other == rank()) continue;
-    char* const sign = signs->data() + 2 * other;
+    char* const sign = &(*signs)[2 * static_cast<std::size_t>(other)];
     send(signs, sign, 1, other, kLifeTag);
     awaited.emplace_back(other, receive(signs, sign + 1, 1, other, kLifeTag));
   }

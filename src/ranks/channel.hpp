@@ -16,8 +16,7 @@ class Channel {
  public:
   Channel(Transport& transport, double timeout_seconds)
       : transport_(transport), timeout_seconds_(timeout_seconds) {}
-  /// What is not done yet keeps its buffers for ever.
-  ~Channel();
+  ~Channel() { give_up(); }
   Channel(const Channel&) = delete;
   Channel& operator=(const Channel&) = delete;
 
@@ -42,8 +41,8 @@ class Channel {
   /// Throws PeerError after the timeout.
   void wait(const Operation& operation, const std::string& what);
   void wait_all(const std::string& what);
-  /// Nothing is under way, and nothing was given up.
-  bool idle() const { return under_way_.empty(); }
+  /// Leaves what is not done yet, whose buffers are then kept for ever; whether there was none.
+  bool give_up() noexcept;
 
   std::int64_t messages() const { return messages_; }
   std::int64_t message_bytes() const { return message_bytes_; }

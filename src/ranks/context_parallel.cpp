@@ -177,32 +177,43 @@ class ContextParallel::Impl {
 
   ContextParallelReport run(const TensorView& q, const TensorView& k, const TensorView& v,
                             const MutableTensorView& out, const ContextParallelOptions& options) {
-    if (broken_) {
-      throw InvalidArgument("ranks",
-                            "expected ranks that can work together, but an earlier call "
-                            "ended in the middle; end the process");
-    }
     const auto start = std::chrono::steady_clock::now();
     ContextParallelReport result;
-    ranks::Channel channel(*transport_, options.timeout_seconds > 0
-                                            ? options.timeout_seconds
-                                            : ContextParallelOptions().timeout_seconds);
-    try {
+    together(options.timeout_seconds, [&](ranks::Channel& channel) {
       ranks::run(channel, q, k, v, out, options, result);
-    } catch (...) {
-      channel.poke();
-      broken_ = !channel.idle();
-      throw;
-    }
-    result.messages = channel.messages();
-    result.message_bytes = channel.message_bytes();
-    result.waiting_ms = channel.waiting_seconds() * 1e3;
+      result.messages = channel.messages();
+      result.message_bytes = channel.message_bytes();
+      result.waiting_ms = channel.waiting_seconds() * 1e3;
+    });
     result.report.elapsed_ms =
         std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
     return result;
   }
 
+  void fail(const std::exception_ptr& failure, double timeout_seconds) {
+    together(timeout_seconds,
+             [&](ranks::Channel& channel) { ranks::agree(channel, {}, 0, 0, failure); });
+  }
+
  private:
+  template <class Body>
+  void together(double timeout_seconds, const Body& body) {
+    if (broken_) {
+      throw InvalidArgument("ranks",
+                            "expected ranks that can work together, but an earlier call "
+                            "ended in the middle; end the process");
+    }
+    ranks::Channel channel(*transport_, timeout_seconds > 0
+                                            ? timeout_seconds
+                                            : ContextParallelOptions().timeout_seconds);
+    try {
+      body(channel);
+    } catch (...) {
+      broken_ = !channel.give_up();
+      throw;
+    }
+  }
+
   std::unique_ptr<Transport> transport_;
   bool broken_ = false;
 };
@@ -220,6 +231,11 @@ ContextParallelReport ContextParallel::scaled_dot_product_attention(
     const TensorView& q, const TensorView& k, const TensorView& v, const MutableTensorView& out,
     const ContextParallelOptions& options) {
   return core::guard_memory([&] { return impl_->run(q, k, v, out, options); });
+}
+
+void ContextParallel::fail(const std::exception_ptr& failure, double timeout_seconds) {
+  if (!failure) throw InvalidArgument("failure", "expected an exception, got none");
+  impl_->fail(failure, timeout_seconds);
 }
 
 }  // namespace keyfold

@@ -222,6 +222,30 @@ TEST(CApiState, MergeAddsTheOtherKeys) {
   keyfold_state_destroy(high);
 }
 
+TEST(CApiState, GoesOnFromSavedNumbersElsewhere) {
+  Call expected, call;
+  attend_at_once(expected);
+  const std::int64_t middle = plan({2, 4, 2, 3, Call::kKeys, 40, 24, DType::kFloat32}).split_len;
+  keyfold_state* first = make_state(call);
+  feed(first, call, 0, middle, 100);
+  Tensor m({2, 4, 3, 1}), l({2, 4, 3, 1}), o({2, 4, 3, 24});
+  DLTensor m_dl = m.dl(), l_dl = l.dl();
+  const DLTensor o_dl = o.dl();
+  m_dl.ndim = l_dl.ndim = 3;
+  ASSERT_EQ(keyfold_state_save(first, &m_dl, &l_dl, &o_dl), KEYFOLD_OK) << keyfold_last_error();
+  keyfold_state_destroy(first);
+
+  keyfold_state* second = make_state(call);
+  ASSERT_EQ(keyfold_state_skip_to(second, middle), KEYFOLD_OK) << keyfold_last_error();
+  ASSERT_EQ(keyfold_state_load(second, &m_dl, &l_dl, &o_dl, 2), KEYFOLD_OK) << keyfold_last_error();
+  feed(second, call, middle, Call::kKeys, 100);
+  const DLTensor out = call.out.dl(), lse = call.lse.dl();
+  ASSERT_EQ(keyfold_state_finish(second, &out, &lse), KEYFOLD_OK) << keyfold_last_error();
+  EXPECT_TRUE(call.out == expected.out);
+  EXPECT_TRUE(call.lse == expected.lse);
+  keyfold_state_destroy(second);
+}
+
 TEST(CApi, MergeStateGivesTheBitsOfCpp) {
   Call a, b, cpp;
   const DLTensor out_a = a.out.dl(), out_b = b.out.dl(), lse_b = b.lse.dl();

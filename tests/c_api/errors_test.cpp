@@ -96,6 +96,17 @@ TEST(CApi, NullIsAnErrorThatNamesTheArgument) {
   expect("other", keyfold_state_merge(state, nullptr));
   expect("state", keyfold_state_finish(nullptr, &out, nullptr));
   expect("out", keyfold_state_finish(state, nullptr, nullptr));
+  expect("state", keyfold_state_skip_to(nullptr, 0));
+  expect("key", keyfold_state_skip_to(state, 1));
+  expect("state", keyfold_state_save(nullptr, &lse, &lse, &out));
+  expect("m", keyfold_state_save(state, nullptr, &lse, &out));
+  expect("l", keyfold_state_save(state, &lse, nullptr, &out));
+  expect("o", keyfold_state_save(state, &lse, &lse, nullptr));
+  expect("state", keyfold_state_load(nullptr, &lse, &lse, &out, 2));
+  expect("m", keyfold_state_load(state, nullptr, &lse, &out, 2));
+  expect("l", keyfold_state_load(state, &lse, nullptr, &out, 2));
+  expect("o", keyfold_state_load(state, &lse, &lse, nullptr, 2));
+  expect("num_heads", keyfold_state_load(state, &lse, &lse, &out, 3));
   expect("state", keyfold_state_next_key(nullptr, &next_key));
   expect("next_key", keyfold_state_next_key(state, nullptr));
   expect("plan", keyfold_plan_create(&shape, nullptr, nullptr));

@@ -49,6 +49,97 @@ def test_merged_states(inputs: Any) -> None:
     judge(first.finish(), expected.out, naive.out, "float32", expected.out_noise)
 
 
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_goes_on_from_a_saved_state(dtype: str, inputs: Any, rng: Any) -> None:
+    q, k, v = inputs(6, 3000, dtype=dtype, value_dim=24)
+    options = {"causal": True, "q_offset": 2500, "sinks": rng.standard_normal(4, np.float32)}
+    out, lse = keyfold.scaled_dot_product_attention(q, k, v, **options, return_lse=True)
+    first, second = (keyfold.AttentionState(q, **options) for _ in range(2))
+    first.update(k[:, :, :1024], v[:, :, :1024])
+    saved = first.save()
+    assert [x.shape for x in saved] == [(2, 4, 6), (2, 4, 6), (2, 4, 6, 24)]
+    assert all(x.dtype == np.float32 for x in saved)
+    second.skip_to(1024)
+    second.load(*saved, num_kv_heads=2)
+    for state in (first, second):
+        assert state.next_key == 1024
+        state.update(k[:, :, 1024:], v[:, :, 1024:])
+        again, lse_again = state.finish(return_lse=True)
+        np.testing.assert_array_equal(again.view(np.uint8), out.view(np.uint8))
+        np.testing.assert_array_equal(lse_again, lse)
+
+
+def test_saved_states_merge_by_the_formula(inputs: Any) -> None:
+    q, k, v = inputs(6, 3000)
+    numbers = []
+    for part in (slice(0, 700), slice(700, 3000)):
+        state = keyfold.AttentionState(q)
+        state.update(k[:, :, part], v[:, :, part])
+        numbers.append(state.save())
+    (m_a, l_a, o_a), (m_b, l_b, o_b) = numbers
+    m = np.maximum(m_a, m_b)
+    a, b = np.exp(m_a - m), np.exp(m_b - m)
+    merged = keyfold.AttentionState(q)
+    merged.load(m, a * l_a + b * l_b, a[..., None] * o_a + b[..., None] * o_b, num_kv_heads=2)
+    out, lse = merged.finish(return_lse=True)
+    expected, naive = attention(q, k, v), attention(q, k, v, dtype=np.float32)
+    judge(out, expected.out, naive.out, "float32", expected.out_noise)
+    judge(lse, expected.lse, naive.lse, "float32", expected.lse_noise)
+
+
+def test_skipped_keys_are_as_hidden(inputs: Any) -> None:
+    q, k, v = inputs(6, 3000)
+    state = keyfold.AttentionState(q)
+    state.update(k[:, :, :700], v[:, :, :700])
+    state.skip_to(2048)
+    assert state.next_key == 2048
+    state.update(k[:, :, 2048:], v[:, :, 2048:])
+    seen = (np.arange(3000) < 700) | (np.arange(3000) >= 2048)
+    expected = keyfold.scaled_dot_product_attention(q, k, v, mask=seen)
+    np.testing.assert_array_equal(state.finish(), expected)
+
+
+def test_saved_state_without_keys(inputs: Any) -> None:
+    q, k, v = inputs(value_dim=24)
+    state = keyfold.AttentionState(q)
+    m, sums, o = state.save()
+    assert o.shape == q.shape
+    assert (m == -np.inf).all()
+    assert (sums == 0).all()
+    assert (o == 0).all()
+    state.update(k, v)
+    np.testing.assert_array_equal(state.finish(), keyfold.scaled_dot_product_attention(q, k, v))
+
+
+def test_wrong_numbers_leave_the_state(inputs: Any) -> None:
+    q, k, v = inputs(6, 1000)
+    state = keyfold.AttentionState(q)
+    state.update(k[:, :, :512], v[:, :, :512])
+    m, sums, o = state.save()
+    wrongs = {
+        "m": (m[..., :5], sums, o, 2),
+        "l": (m, sums.astype(np.float16), o, 2),
+        "o": (m, sums, o[..., :8], 2),
+        "num_kv_heads": (m, sums, o, 4),
+    }
+    for name, wrong in wrongs.items():
+        with pytest.raises(keyfold.InvalidArgument, match=f"^{name}: "):
+            state.load(*wrong)
+    with pytest.raises(TypeError, match="^m: expected an array"):
+        state.load(None, sums, o, 2)
+    for key in (0, 513):
+        with pytest.raises(keyfold.InvalidArgument, match="^key: "):
+            state.skip_to(key)
+    with pytest.raises(TypeError, match="^key: "):
+        state.skip_to(1024.0)  # type: ignore[arg-type]
+    state.update(k[:, :, 512:], v[:, :, 512:])
+    state.save()  # which ends inside a split
+    with pytest.raises(keyfold.InvalidArgument, match="^k: expected no keys"):
+        state.update(k[:, :, :1], v[:, :, :1])
+    expected = keyfold.scaled_dot_product_attention(q, k, v)
+    np.testing.assert_array_equal(state.finish(), expected)
+
+
 def test_state_keeps_what_it_borrows(inputs: Any, rng: Any) -> None:
     q, k, v = inputs(6, 1000)
     mask = rng.random((6, 1000)) < 0.5
@@ -97,15 +188,23 @@ def test_state_serves_one_call_at_a_time(inputs: Any) -> None:
     np.testing.assert_array_equal(state.finish(), keyfold.scaled_dot_product_attention(q, k, v))
 
 
-def test_failed_update_ends_a_state(inputs: Any) -> None:
+@pytest.mark.parametrize("failing", ["update", "skip_to", "save"])
+def test_failed_call_ends_a_state(failing: str, inputs: Any) -> None:
     q, k, v = inputs(6, 5000)
 
     def stop(_: keyfold.Progress) -> None:
         raise ZeroDivisionError
 
     state = keyfold.AttentionState(q, progress=stop)
+    if failing != "update":
+        state.update(k[:, :, :100], v[:, :, :100])  # of one split: no dispatch yet
+    call = {
+        "update": lambda: state.update(k, v),
+        "skip_to": lambda: state.skip_to(5120),
+        "save": state.save,
+    }[failing]
     with pytest.raises(ZeroDivisionError):
-        state.update(k, v)
+        call()
     with pytest.raises(keyfold.InvalidArgument, match="can only be destroyed"):
         state.finish()
 

@@ -308,6 +308,55 @@ TEST_P(Ranks, ASilentRankIsFoundOutInBoundedTime) {
     }
 }
 
+TEST_P(Ranks, ARequestThatThrowsEndsTheCall) {
+  Rng rng("throw");
+  const Inputs inputs(
+      {.num_heads = 4, .num_kv_heads = 2, .q_len = 40, .kv_len = 5000, .head_dim = 16}, rng);
+  const Call call = inputs.call();
+  for (const MergeOrder order : {MergeOrder::kReduce, MergeOrder::kOrdered})
+    for (const int after : by_scale<std::vector<int>>({3}, {0, 3}, {0, 2, 3, 7})) {
+      const Spread spread{.num_ranks = 3,
+                          .queries = Queries::kOwn,
+                          .order = order,
+                          .block_bytes = 3000,
+                          .kv_lens = {split_len(call), split_len(call), 5000 - 2 * split_len(call)},
+                          .q_lens = {20, 19, 1}};
+      SCOPED_TRACE(testing::Message() << spread << ", after " << after);
+      std::vector<RankCall> parts = parts_of(call, spread);
+      for (RankCall& part : parts) part.options.timeout_seconds = 0.5;
+      const auto thrown = run_parts(parts, {.rank = 1, .after = after, .in_done = true});
+      EXPECT_EQ(what(thrown[1]), "fell silent");
+      for (const std::size_t rank : {std::size_t{0}, std::size_t{2}})
+        EXPECT_EQ(what(thrown[rank]).substr(0, 9), "PeerError") << what(thrown[rank]);
+      for (const RankCall& part : parts) EXPECT_TRUE(part.untouched());
+    }
+}
+
+TEST_P(Ranks, ARankThatCannotMakeTheCallTellsTheOthers) {
+  Rng rng("fail");
+  const Inputs inputs({.q_len = 3, .kv_len = 3000, .head_dim = 16}, rng);
+  const Call call = inputs.call();
+  std::vector<RankCall> parts = parts_of(call, halves(call));
+  const auto thrown = on_ranks(2, [&](ContextParallel& ranks) {
+    RankCall& part = parts[static_cast<std::size_t>(ranks.rank())];
+    try {
+      if (ranks.rank() == 1)
+        ranks.fail(std::make_exception_ptr(std::runtime_error("no keys on this disk")));
+      else
+        part.run(ranks);
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const PeerError& error) {
+      EXPECT_EQ(error.ranks(), std::vector{1});
+      EXPECT_STREQ(static_cast<const Error&>(error).what(), "rank 1 failed: no keys on this disk");
+    } catch (const std::runtime_error& error) {
+      EXPECT_STREQ(error.what(), "no keys on this disk");
+    }
+    EXPECT_TRUE(part.untouched());
+    part.run(ranks);
+  });
+  for (const std::exception_ptr& it : thrown) EXPECT_EQ(what(it), "nothing");
+}
+
 TEST_P(Ranks, ProgressGoesToTheEnd) {
   Rng rng("progress");
   const Inputs inputs({.q_len = 40, .kv_len = 5000, .head_dim = 16, .causal = true}, rng);

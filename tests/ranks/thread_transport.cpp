@@ -155,14 +155,14 @@ class ThreadTransport : public Transport {
   Pending send(const void* data, std::int64_t bytes, int to, int tag) override {
     count();
     const Hub::Line line{rank_, to, tag};
-    return std::make_unique<Poll>([hub = hub_, line, number = hub_->send(line, data, bytes)] {
+    return begun([hub = hub_, line, number = hub_->send(line, data, bytes)] {
       return hub->taken(line, number);
     });
   }
   Pending receive(void* data, std::int64_t bytes, int from, int tag) override {
     count();
     const Hub::Line line{from, rank_, tag};
-    return std::make_unique<Poll>([hub = hub_, line, number = hub_->expect(line), data, bytes] {
+    return begun([hub = hub_, line, number = hub_->expect(line), data, bytes] {
       return hub->receive(line, number, data, bytes);
     });
   }
@@ -180,15 +180,21 @@ class ThreadTransport : public Transport {
   Pending join(const std::string& kind, const Hub::Part& part, const Hub::Meet& meet) {
     count();
     const std::size_t number = hub_->join(rank_, kind, part, meet);
-    return std::make_unique<Poll>([hub = hub_, number] { return hub->met(number); });
+    return begun([hub = hub_, number] { return hub->met(number); });
   }
   void count() {
-    if (silence_.rank == rank_ && silence_.after-- == 0) throw FellSilent();
+    silent_ = silence_.rank == rank_ && silence_.after-- == 0;
+    if (silent_ && !silence_.in_done) throw FellSilent();
+  }
+  Pending begun(std::function<bool()> poll) const {
+    if (silent_) poll = []() -> bool { throw FellSilent(); };
+    return std::make_unique<Poll>(std::move(poll));
   }
 
   std::shared_ptr<Hub> hub_;
   int rank_, num_ranks_;
   Silence silence_;
+  bool silent_ = false;
 };
 
 }  // namespace

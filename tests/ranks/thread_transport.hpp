@@ -14,8 +14,9 @@ namespace keyfold::test {
 struct FellSilent {};
 
 struct Silence {
-  int rank = -1;  ///< none
-  int after = 0;  ///< operations that it begins before
+  int rank = -1;         ///< none
+  int after = 0;         ///< operations that it begins before
+  bool in_done = false;  ///< the next one begins, and its done() throws
 };
 
 /// Runs `body` on so many threads, each with its ContextParallel, and gives what each threw, by
