@@ -1,3 +1,4 @@
+// The order of writes that makes an append whole, and the writer's lock.
 #include "store/store_writer.hpp"
 
 #include <fcntl.h>

@@ -1,4 +1,5 @@
-#include "store/mapped_source.hpp"
+// Windows ahead of their use, and kept behind it where the page cache has them.
+#include "store/windowed_source.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -35,20 +36,20 @@ void check_options(const SourceOptions& options) {
   check("num_threads", options.num_threads, 1, 64);
 }
 
-MappedSource::MappedSource(const KeyValueShape& shape, const SourceOptions& options)
+WindowedSource::WindowedSource(const KeyValueShape& shape, const SourceOptions& options)
     : shape_(shape),
       piece_keys_(piece_keys(shape, options.ahead_bytes)),
       prefetcher_(options.num_threads) {}
 
-MappedSource::~MappedSource() { clear(); }
+WindowedSource::~WindowedSource() { clear(); }
 
-void MappedSource::clear() {
+void WindowedSource::clear() {
   for (const auto& piece : pieces_) prefetcher_.cancel(piece->batch);
   pieces_.clear();
   in_use_ = false;
 }
 
-void MappedSource::seek(std::int64_t begin, std::int64_t end) {
+void WindowedSource::seek(std::int64_t begin, std::int64_t end) {
   release();
   clear();
   next_ = begin;
@@ -59,7 +60,7 @@ void MappedSource::seek(std::int64_t begin, std::int64_t end) {
   if (past_cache_) kept_.clear();
 }
 
-void MappedSource::release() {
+void WindowedSource::release() {
   if (!in_use_) return;
   in_use_ = false;
   std::unique_ptr<Piece> piece = std::move(pieces_.front());
@@ -69,9 +70,9 @@ void MappedSource::release() {
   if (!past_cache_) kept_[piece->first] = std::move(piece);
 }
 
-std::unique_ptr<MappedSource::Piece> MappedSource::make_piece(const Extent& extent,
-                                                              std::int64_t begin,
-                                                              std::int64_t end) {
+std::unique_ptr<WindowedSource::Piece> WindowedSource::make_piece(const Extent& extent,
+                                                                  std::int64_t begin,
+                                                                  std::int64_t end) {
   if (const auto found = kept_.find(begin); found != kept_.end()) {
     std::unique_ptr<Piece> piece = std::move(found->second);
     kept_.erase(found);
@@ -93,7 +94,7 @@ std::unique_ptr<MappedSource::Piece> MappedSource::make_piece(const Extent& exte
   return piece;
 }
 
-void MappedSource::fill() {
+void WindowedSource::fill() {
   while (pieces_.size() < kPieces && next_ < end_) {
     const std::optional<Extent> found = extent(next_, pieces_.empty());
     if (!found) return;
@@ -104,7 +105,7 @@ void MappedSource::fill() {
   }
 }
 
-KeyValuePiece MappedSource::next() {
+KeyValuePiece WindowedSource::next() {
   release();
   fill();
   if (pieces_.empty()) {

@@ -15,10 +15,10 @@ namespace keyfold::store {
 /// Throws InvalidArgument for a field out of range.
 void check_options(const SourceOptions& options);
 
-class MappedSource : public KeyValueSource {
+class WindowedSource : public KeyValueSource {
  public:
-  MappedSource(const KeyValueShape& shape, const SourceOptions& options);
-  ~MappedSource() override;
+  WindowedSource(const KeyValueShape& shape, const SourceOptions& options);
+  ~WindowedSource() override;
 
   KeyValueShape shape() const final { return shape_; }
   void seek(std::int64_t begin, std::int64_t end) final;
