@@ -57,7 +57,6 @@ void WindowedSource::seek(std::int64_t begin, std::int64_t end) {
   // Keys that fit are there when they are read again; of others, none would be.
   const std::int64_t keys = std::max<std::int64_t>(std::min(end, size()) - begin, 0);
   past_cache_ = keys > page_cache_bytes() / 2 / key_bytes(shape_);
-  if (past_cache_) kept_.clear();
 }
 
 void WindowedSource::release() {
@@ -67,7 +66,7 @@ void WindowedSource::release() {
   pieces_.pop_front();
   piece->k.check();
   piece->v.check();
-  if (!past_cache_) kept_[piece->first] = std::move(piece);
+  if (piece->k.is_mapped() && piece->v.is_mapped()) kept_[piece->first] = std::move(piece);
 }
 
 std::unique_ptr<WindowedSource::Piece> WindowedSource::make_piece(const Extent& extent,
