@@ -55,12 +55,13 @@ std::uint64_t sum(const char* data, std::size_t bytes) {
 
 using Fill = std::function<void(std::size_t piece, char* buffer)>;  // of one thread
 
-/// Threads fill four buffers in turn; this one sums them in order.
-std::uint64_t through_buffers(const File& file, int num_threads,
+/// Threads fill four buffers, of huge pages or not, in turn; this one sums them in order.
+std::uint64_t through_buffers(const File& file, int num_threads, bool huge,
                               const std::function<Fill()>& make_fill) {
   constexpr std::size_t kBuffers = 4;
   char* const buffers =
       static_cast<char*>(std::aligned_alloc(std::size_t{2} << 20, kBuffers * kPiece));
+  if (huge) ::madvise(buffers, kBuffers * kPiece, MADV_HUGEPAGE);
   std::mutex mutex;
   std::condition_variable changed;
   std::size_t next = 0, used = 0;
@@ -97,8 +98,8 @@ std::uint64_t through_buffers(const File& file, int num_threads,
   return all;
 }
 
-std::uint64_t by_pread(const File& file, int fd, int num_threads) {
-  return through_buffers(file, num_threads, [&file, fd]() -> Fill {
+std::uint64_t by_pread(const File& file, int fd, int num_threads, bool huge = true) {
+  return through_buffers(file, num_threads, huge, [&file, fd]() -> Fill {
     return [&file, fd](std::size_t piece, char* buffer) {
       for (std::size_t part = 0; part < kParts; ++part) {
         const auto at = static_cast<off_t>(file.offset(piece, part));
@@ -111,7 +112,7 @@ std::uint64_t by_pread(const File& file, int fd, int num_threads) {
 
 #ifdef KEYFOLD_WITH_LIBURING
 std::uint64_t by_uring(const File& file, int fd, unsigned depth) {
-  return through_buffers(file, 1, [&file, fd, depth]() -> Fill {
+  return through_buffers(file, 1, true, [&file, fd, depth]() -> Fill {
     auto ring = std::make_shared<io_uring>();
     if (io_uring_queue_init(depth, ring.get(), 0) != 0) fail("io_uring_queue_init");
     return [&file, fd, depth, ring](std::size_t piece, char* buffer) {
@@ -204,6 +205,7 @@ int main(int argc, char** argv) {
       {"mapped, POPULATE_READ ahead x 4", [&] { return by_map(file, 4, kPopulateRead); }},
       {"pread x 1", [&] { return by_pread(file, file.buffered, 1); }},
       {"pread x 4", [&] { return by_pread(file, file.buffered, 4); }},
+      {"pread, O_DIRECT x 4, small pages", [&] { return by_pread(file, file.direct, 4, false); }},
       {"pread, O_DIRECT x 4", [&] { return by_pread(file, file.direct, 4); }},
 #ifdef KEYFOLD_WITH_LIBURING
       {"io_uring, depth 16", [&] { return by_uring(file, file.buffered, 16); }},

@@ -106,7 +106,8 @@ Report Source::attend(const nb::object& q, const nb::object& out, const nb::obje
     sums = Array::to_write(lse, "lse");
     call.lse = sums->view(kLseAxes);
   }
-  Watcher watcher(progress), waiter(nb::none());
+  Watcher watcher(progress);
+  Watcher waiter{nb::none()};
   call.run.progress = std::ref(watcher);
   const OneCall turn(busy_, "source");
   waiter_ = &waiter;
@@ -132,8 +133,8 @@ void bind_store(nb::module_& module) {
       [](const std::string& k, const std::string& v, bool blhd, std::int64_t ahead_bytes,
          int num_threads) {
         const GilReleased no_gil;
-        return std::make_unique<Source>(
-            open_source(k, v, blhd ? Axes::kBLHD : Axes::kBHLD, {ahead_bytes, num_threads}));
+        return std::make_unique<Source>(open_source(
+            k, v, blhd ? keyfold::Axes::kBLHD : keyfold::Axes::kBHLD, {ahead_bytes, num_threads}));
       },
       arg("k"), arg("v"), arg("blhd"), arg("ahead_bytes"), arg("num_threads"));
   nb::class_<Store>(module, "Store")

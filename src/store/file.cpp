@@ -1,3 +1,4 @@
+// Whole reads and writes, or errors that name the file.
 #include "store/file.hpp"
 
 #include <fcntl.h>

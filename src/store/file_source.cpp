@@ -11,7 +11,7 @@
 
 #include "io/safetensors.hpp"
 #include "io/tensor_file.hpp"
-#include "store/mapped_source.hpp"
+#include "store/windowed_source.hpp"
 
 namespace keyfold {
 namespace store {
@@ -44,10 +44,10 @@ FileTensor open_tensor(const std::string& spec, Axes axes) {
   return tensor;
 }
 
-class FileSource final : public MappedSource {
+class FileSource final : public WindowedSource {
  public:
   FileSource(FileTensor k, FileTensor v, const SourceOptions& options)
-      : MappedSource({k.sizes[0], k.sizes[1], k.sizes[3], v.sizes[3], k.dtype}, options),
+      : WindowedSource({k.sizes[0], k.sizes[1], k.sizes[3], v.sizes[3], k.dtype}, options),
         all_{std::move(k), std::move(v), 0, 0} {
     all_.end = all_.k.sizes[2];
   }

@@ -1,3 +1,4 @@
+// Layout, superblock, header and records of a store.
 #include "store/format.hpp"
 
 #define XXH_INLINE_ALL

@@ -1,3 +1,4 @@
+// The logs, from the last block backwards, and on from a known place.
 #include "store/log.hpp"
 
 #include <fmt/format.h>

@@ -1,3 +1,4 @@
+// /proc/meminfo, and the limits of memory groups.
 #include "store/page_cache.hpp"
 
 #include <algorithm>

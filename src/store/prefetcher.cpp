@@ -1,3 +1,4 @@
+// A queue of parts to load, and threads that do.
 #include "store/prefetcher.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// A store's blocks as extents; waiting for keys that are still to come.
 #include "store/store_source.hpp"
 
 #include <fmt/format.h>
@@ -12,11 +13,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kBetweenLooks{2};
 
-class StoreSource final : public MappedSource {
+class StoreSource final : public WindowedSource {
  public:
   StoreSource(std::shared_ptr<const File> file, const Layout& layout, const Position& end,
               const SourceOptions& options, const FollowOptions* follow)
-      : MappedSource(layout.shape, options),
+      : WindowedSource(layout.shape, options),
         file_(std::move(file)),
         layout_(layout),
         log_(file_, layout),

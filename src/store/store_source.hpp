@@ -2,7 +2,7 @@
 #pragma once
 
 #include "store/log.hpp"
-#include "store/mapped_source.hpp"
+#include "store/windowed_source.hpp"
 
 namespace keyfold::store {
 

@@ -1,3 +1,4 @@
+// The order of writes that makes an append whole, and the writer's lock.
 #include "store/store_writer.hpp"
 
 #include <fcntl.h>
@@ -18,9 +19,13 @@ StoreWriter::StoreWriter(std::shared_ptr<File> file, const Layout& layout, const
                          Durability durability)
     : file_(std::move(file)), layout_(layout), end_(end.committed), durability_(durability) {
   num_blocks_ = (end_.keys + layout_.block_len - 1) / layout_.block_len;
-  if (!end.torn) return;
-  file_->resize(layout_.block_begin(num_blocks_));
-  if (end_.keys % layout_.block_len != 0) clear_log();
+  if (end.torn) {
+    file_->resize(layout_.block_begin(num_blocks_));
+    if (end_.keys % layout_.block_len != 0) clear_log();
+  }
+  write_mark(Record::Kind::kOpen);
+  sync();  // a store that says it is closed has the header of a closed one
+  write_header(std::nullopt);
 }
 
 /// Records that were dropped must not look like the end of a later append.
@@ -37,7 +42,6 @@ void StoreWriter::clear_log() {
 void StoreWriter::append(const TensorView& k, const TensorView& v) {
   const std::int64_t count = k.sizes[2], blocks_before = num_blocks_;
   if (count == 0) return;
-  if (!begun_) begin();
   Position at = end_;
   try {
     for (std::int64_t done = 0; done < count;) {
@@ -79,13 +83,6 @@ void StoreWriter::append(const TensorView& k, const TensorView& v) {
     throw;
   }
   end_ = at;
-}
-
-void StoreWriter::begin() {
-  write_mark(Record::Kind::kOpen);
-  sync();  // a store that says it is closed has the header of a closed one
-  write_header(std::nullopt);
-  begun_ = true;
 }
 
 void StoreWriter::add_block(std::int64_t block) {
@@ -163,7 +160,6 @@ void StoreWriter::close() {
   sync();
   write_mark(Record::Kind::kClosed);
   sync();
-  begun_ = false;
 }
 
 std::shared_ptr<File> make_store_file(const std::string& path, const Layout& layout,

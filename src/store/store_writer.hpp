@@ -23,7 +23,6 @@ class StoreWriter {
 
  private:
   void clear_log();
-  void begin();
   void add_block(std::int64_t block);
   std::uint64_t write_data(const TensorView& k, const TensorView& v, std::int64_t from,
                            std::int64_t block, std::int64_t at, std::int64_t count);
@@ -39,7 +38,6 @@ class StoreWriter {
   Position end_;
   std::int64_t num_blocks_ = 0;
   Durability durability_;
-  bool begun_ = false;  // the file says that it is open
   bool failed_ = false;
   std::vector<std::byte> gathered_;
 };

@@ -1,3 +1,4 @@
+// Where the pages of some keys go, and how they come there.
 #include "store/window.hpp"
 
 #include <sys/mman.h>
@@ -15,8 +16,7 @@ namespace {
 
 constexpr std::int64_t kMostParts = 4096;  // of the 65530 mappings that a process may have
 constexpr std::size_t kLen = 2;            // the axis of keys
-
-constexpr std::size_t kBetweenSamples = std::size_t{1} << 20;
+constexpr std::size_t kBetweenSamples = std::size_t{1} << 20;  // bytes; one sample takes about 1 us
 constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ of Linux 5.14, which older headers lack
 
 /// Reads the pages in and enters them into the page table. A failure does not matter here: who
@@ -137,7 +137,10 @@ Window::Window(const FileTensor& tensor, std::int64_t begin, std::int64_t end, B
   }
 }
 
-Window::~Window() { drop(); }
+Window::~Window() {
+  guard_.reset();  // the addresses may be another's next
+  drop();
+}
 
 void Window::drop() {
   if (memory_.empty()) return;

@@ -62,6 +62,7 @@ class Window {
   /// What load() has to be called for before the view is used, or, where it is mapped, may be: from
   /// any threads, and in smaller parts.
   const std::vector<Part>& parts() const { return parts_; }
+  bool is_mapped() const { return pool_ == nullptr; }
   /// Whether the page cache had all of it, as far as samples tell.
   bool is_cached() const { return cached_; }
   /// Brings some pages of a part into memory. Throws IoError.

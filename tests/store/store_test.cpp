@@ -137,16 +137,17 @@ TEST(Store, FollowersWaitForTheWriter) {
   const TemporaryFolder folder;
   const std::string path = folder / "chat.kv";
   const Inputs inputs({.q_len = 3, .kv_len = 3000, .head_dim = 16, .causal = true}, rng);
-  Call call = inputs.call();
+  const Call call = inputs.call();
   const std::string expected = run_arrays(call);
   KvStore store = KvStore::create(path, {1, 1, 16, 16, DType::kFloat32}, {.block_len = 512},
                                   Durability::kProcess);
-  const KvStore reader = KvStore::open(path);
+  const KvStore reader = KvStore::open(path);  // before there is anything to read
   const auto known = reader.follow({.until = 3000});
   EXPECT_EQ(known->size(), 3000);
   const auto open_end = reader.follow();
   EXPECT_TRUE(open_end->grows());
   std::thread writer([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
     Rng pieces("follow pieces");
     for (std::int64_t at = 0; at < 3000;) {
       const std::int64_t end = std::min<std::int64_t>(3000, at + pieces.between(1, 200));
@@ -156,13 +157,16 @@ TEST(Store, FollowersWaitForTheWriter) {
     }
     store.close();
   });
+  std::thread other([&] {
+    Call positioned = call;  // of a length that nobody knows
+    positioned.options.q_offset = 2997;
+    EXPECT_TRUE(run_source(positioned, *open_end) == expected) << "until it is closed";
+  });
   EXPECT_TRUE(run_source(call, *known) == expected);
-  call.options.q_offset = 2997;
-  EXPECT_TRUE(run_source(call, *open_end) == expected) << "until it is closed";
   writer.join();
+  other.join();
 
   FollowOptions late{.until = 3001, .timeout_s = 0.05};
-  call.options.q_offset.reset();
   EXPECT_THAT([&] { run_source(call, *reader.follow(late)); },
               ThrowsMessage<IoError>(HasSubstr("expected key 3000 within 0.05 s")));
   std::stop_source stop;

@@ -1,4 +1,5 @@
-#include "store/mapped_source.hpp"
+// Windows ahead of their use, and kept behind it where the page cache has them.
+#include "store/windowed_source.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -35,20 +36,20 @@ void check_options(const SourceOptions& options) {
   check("num_threads", options.num_threads, 1, 64);
 }
 
-MappedSource::MappedSource(const KeyValueShape& shape, const SourceOptions& options)
+WindowedSource::WindowedSource(const KeyValueShape& shape, const SourceOptions& options)
     : shape_(shape),
       piece_keys_(piece_keys(shape, options.ahead_bytes)),
       prefetcher_(options.num_threads) {}
 
-MappedSource::~MappedSource() { clear(); }
+WindowedSource::~WindowedSource() { clear(); }
 
-void MappedSource::clear() {
+void WindowedSource::clear() {
   for (const auto& piece : pieces_) prefetcher_.cancel(piece->batch);
   pieces_.clear();
   in_use_ = false;
 }
 
-void MappedSource::seek(std::int64_t begin, std::int64_t end) {
+void WindowedSource::seek(std::int64_t begin, std::int64_t end) {
   release();
   clear();
   next_ = begin;
@@ -56,22 +57,21 @@ void MappedSource::seek(std::int64_t begin, std::int64_t end) {
   // Keys that fit are there when they are read again; of others, none would be.
   const std::int64_t keys = std::max<std::int64_t>(std::min(end, size()) - begin, 0);
   past_cache_ = keys > page_cache_bytes() / 2 / key_bytes(shape_);
-  if (past_cache_) kept_.clear();
 }
 
-void MappedSource::release() {
+void WindowedSource::release() {
   if (!in_use_) return;
   in_use_ = false;
   std::unique_ptr<Piece> piece = std::move(pieces_.front());
   pieces_.pop_front();
   piece->k.check();
   piece->v.check();
-  if (!past_cache_) kept_[piece->first] = std::move(piece);
+  if (piece->k.is_mapped() && piece->v.is_mapped()) kept_[piece->first] = std::move(piece);
 }
 
-std::unique_ptr<MappedSource::Piece> MappedSource::make_piece(const Extent& extent,
-                                                              std::int64_t begin,
-                                                              std::int64_t end) {
+std::unique_ptr<WindowedSource::Piece> WindowedSource::make_piece(const Extent& extent,
+                                                                  std::int64_t begin,
+                                                                  std::int64_t end) {
   if (const auto found = kept_.find(begin); found != kept_.end()) {
     std::unique_ptr<Piece> piece = std::move(found->second);
     kept_.erase(found);
@@ -93,7 +93,7 @@ std::unique_ptr<MappedSource::Piece> MappedSource::make_piece(const Extent& exte
   return piece;
 }
 
-void MappedSource::fill() {
+void WindowedSource::fill() {
   while (pieces_.size() < kPieces && next_ < end_) {
     const std::optional<Extent> found = extent(next_, pieces_.empty());
     if (!found) return;
@@ -104,7 +104,7 @@ void MappedSource::fill() {
   }
 }
 
-KeyValuePiece MappedSource::next() {
+KeyValuePiece WindowedSource::next() {
   release();
   fill();
   if (pieces_.empty()) {

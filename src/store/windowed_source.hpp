@@ -15,10 +15,10 @@ namespace keyfold::store {
 /// Throws InvalidArgument for a field out of range.
 void check_options(const SourceOptions& options);
 
-class MappedSource : public KeyValueSource {
+class WindowedSource : public KeyValueSource {
  public:
-  MappedSource(const KeyValueShape& shape, const SourceOptions& options);
-  ~MappedSource() override;
+  WindowedSource(const KeyValueShape& shape, const SourceOptions& options);
+  ~WindowedSource() override;
 
   KeyValueShape shape() const final { return shape_; }
   void seek(std::int64_t begin, std::int64_t end) final;
@@ -60,8 +60,8 @@ class MappedSource : public KeyValueSource {
   std::int64_t next_ = 0, end_ = 0;
   BufferPool pool_;
   std::deque<std::unique_ptr<Piece>> pieces_;
-  /// Pieces of the page cache that were used, by their first key: a model's next token needs them
-  /// again, and a page table is what takes longest to make.
+  /// Mapped pieces that were used, by their first key: a model's next token needs them again, and
+  /// their page tables are what takes longest to make.
   std::map<std::int64_t, std::unique_ptr<Piece>> kept_;
   Prefetcher prefetcher_;
 };
