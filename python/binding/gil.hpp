@@ -7,13 +7,14 @@
 
 namespace keyfold::python {
 
-/// Runs a function of CPython that takes the GIL. When the interpreter ends while a daemon thread
-/// is in a call, CPython before 3.14 ends the thread there by pthread_exit(), which cannot unwind
-/// through C++: such a thread waits for the end of the process instead, as from 3.14 on.
-template <typename Take>
-auto take_gil(Take&& take) noexcept {
+/// body(), which takes the GIL, or runs Python, which gives and takes it at any time. When the
+/// interpreter ends while a daemon thread is in there, CPython before 3.14 ends the thread by
+/// pthread_exit(), which cannot unwind through C++: such a thread waits for the end of the process
+/// instead, as from 3.14 on.
+template <typename Body>
+auto outliving_python(const Body& body) {
   try {
-    return take();
+    return body();
   } catch (const abi::__forced_unwind&) {
     while (true) pause();
   }
@@ -25,7 +26,7 @@ class GilReleased {
   GilReleased() : state_(PyEval_SaveThread()) {}
   GilReleased(const GilReleased&) = delete;
   ~GilReleased() {
-    take_gil([this] { PyEval_RestoreThread(state_); });
+    outliving_python([this] { PyEval_RestoreThread(state_); });
   }
 
  private:
@@ -35,7 +36,7 @@ class GilReleased {
 /// Takes the GIL back for as long as it lives.
 class GilHeld {
  public:
-  GilHeld() : state_(take_gil([] { return PyGILState_Ensure(); })) {}
+  GilHeld() : state_(outliving_python([] { return PyGILState_Ensure(); })) {}
   GilHeld(const GilHeld&) = delete;
   ~GilHeld() { PyGILState_Release(state_); }
 

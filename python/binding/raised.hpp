@@ -24,11 +24,11 @@ class Raised : public nanobind::python_error {
   std::string text_;
 };
 
-/// body(), from which errors come as Raised.
+/// body(), which runs Python, and whose errors come as Raised.
 template <class Body>
 auto raising(const Body& body) {
   try {
-    return body();
+    return outliving_python(body);
   } catch (const nanobind::python_error& error) {
     const GilHeld gil;
     throw Raised(error);

@@ -76,46 +76,47 @@ PythonTransport::~PythonTransport() {
   }
 }
 
-Transport::Pending PythonTransport::begun(nb::object request) const {
-  return std::make_unique<Operation>(std::move(request), under_way_);
+template <class Begin>
+Transport::Pending PythonTransport::begun(const Begin& begin) const {
+  const GilHeld gil;
+  return std::make_unique<Operation>(outliving_python(begin), under_way_);
 }
 
 Transport::Pending PythonTransport::all_gather(const void* mine, void* all, std::int64_t bytes) {
-  const GilHeld gil;
-  return begun(
-      operations_.attr("all_gather")(readable(mine, bytes), writable(all, bytes * num_ranks_)));
+  return begun([&] {
+    return operations_.attr("all_gather")(readable(mine, bytes), writable(all, bytes * num_ranks_));
+  });
 }
 
 Transport::Pending PythonTransport::all_reduce(float* values, std::int64_t count,
                                                Reduction reduction) {
-  const GilHeld gil;
-  const char* const name = reduction == Reduction::kMax ? "all_reduce_max" : "all_reduce_sum";
-  return begun(operations_.attr(name)(writable(values, count * kFloat)));
+  return begun([&] {
+    const char* const name = reduction == Reduction::kMax ? "all_reduce_max" : "all_reduce_sum";
+    return operations_.attr(name)(writable(values, count * kFloat));
+  });
 }
 
 Transport::Pending PythonTransport::reduce_scatter(const float* values, float* mine,
                                                    std::span<const std::int64_t> counts) {
-  const GilHeld gil;
-  const std::int64_t all = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
-  const std::int64_t share = counts[static_cast<std::size_t>(rank_)];
-  return begun(operations_.attr("reduce_scatter")(
-      readable(values, all * kFloat), writable(mine, share * kFloat),
-      std::vector<std::int64_t>(counts.begin(), counts.end())));
+  return begun([&] {
+    const std::int64_t all = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+    const std::int64_t share = counts[static_cast<std::size_t>(rank_)];
+    return operations_.attr("reduce_scatter")(
+        readable(values, all * kFloat), writable(mine, share * kFloat),
+        std::vector<std::int64_t>(counts.begin(), counts.end()));
+  });
 }
 
 Transport::Pending PythonTransport::broadcast(void* data, std::int64_t bytes, int root) {
-  const GilHeld gil;
-  return begun(operations_.attr("broadcast")(writable(data, bytes), root));
+  return begun([&] { return operations_.attr("broadcast")(writable(data, bytes), root); });
 }
 
 Transport::Pending PythonTransport::send(const void* data, std::int64_t bytes, int to, int tag) {
-  const GilHeld gil;
-  return begun(operations_.attr("send")(readable(data, bytes), to, tag));
+  return begun([&] { return operations_.attr("send")(readable(data, bytes), to, tag); });
 }
 
 Transport::Pending PythonTransport::receive(void* data, std::int64_t bytes, int from, int tag) {
-  const GilHeld gil;
-  return begun(operations_.attr("receive")(writable(data, bytes), from, tag));
+  return begun([&] { return operations_.attr("receive")(writable(data, bytes), from, tag); });
 }
 
 }  // namespace keyfold::python

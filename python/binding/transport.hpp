@@ -34,8 +34,9 @@ class PythonTransport : public Transport {
 
  private:
   class Operation;
-  /// What `operations` gave, as a request.
-  Pending begun(nanobind::object request) const;
+  /// The request of what begin() begins by `operations`.
+  template <class Begin>
+  Pending begun(const Begin& begin) const;
 
   nanobind::object operations_;
   int rank_, num_ranks_;

@@ -26,10 +26,12 @@ void Watcher::operator()(const Progress& p) {
   if (!signals && callback_.is_none()) return;
   last_ = now;
   const GilHeld gil;
-  if (PyErr_CheckSignals() != 0) throw nb::python_error();
-  if (callback_.is_none()) return;
-  callback_(p.dispatches, p.fraction, p.elapsed_ms, p.last_dispatch_ms, p.longest_dispatch_ms,
-            p.next_row, p.next_key);
+  outliving_python([&] {
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    if (callback_.is_none()) return;
+    callback_(p.dispatches, p.fraction, p.elapsed_ms, p.last_dispatch_ms, p.longest_dispatch_ms,
+              p.next_row, p.next_key);
+  });
 }
 
 }  // namespace keyfold::python
