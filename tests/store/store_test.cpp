@@ -175,6 +175,17 @@ TEST(Store, FollowersWaitForTheWriter) {
   EXPECT_THROW(run_source(call, *reader.follow(stopped)), Cancelled);
 }
 
+TEST(Store, AFollowerReadsAgainWhatHasGrownMeanwhile) {
+  const TemporaryFolder folder;
+  KvStore store = KvStore::create(folder / "chat.kv", kShape, {.block_len = 512});
+  const auto follower = store.follow();
+  for (const std::int64_t count : {600, 300, 700}) {
+    append_numbered(store, count);
+    const std::int64_t size = store.size();
+    EXPECT_EQ(read_all(*follower, 0, size), read_all(*store.source(), 0, size));
+  }
+}
+
 TEST(Store, WrongArgumentsAreNamed) {
   const TemporaryFolder folder;
   const std::string path = folder / "chat.kv";
