@@ -100,7 +100,7 @@ TEST(Kill, AThousandKillsLoseNothing) {
   RecordProperty("stores_not_closed", static_cast<int>(unclosed));
   if (scale() == Scale::kFull) {
     EXPECT_GT(reported, rounds / 50) << "kills should meet appends";
-    EXPECT_GT(reported_begun, rounds / 100);
+    EXPECT_GT(reported_begun, rounds / 25);
     EXPECT_GT(unclosed, rounds / 2);
   }
   ::munmap(memory, sizeof(Shared));
