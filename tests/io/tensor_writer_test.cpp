@@ -8,9 +8,9 @@
 #include <csignal>
 
 #include "files.hpp"
-#include "keyfold/io_error.hpp"
 #include "io/safetensors.hpp"
 #include "io/tensor_file.hpp"
+#include "keyfold/io_error.hpp"
 
 namespace keyfold::io::test {
 namespace {
