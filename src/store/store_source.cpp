@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <thread>
 
 namespace keyfold::store {
@@ -12,6 +13,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kBetweenLooks{2};
+constexpr std::int64_t kNoEnd = std::numeric_limits<std::int64_t>::max();
 
 class StoreSource final : public WindowedSource {
  public:
@@ -32,14 +34,18 @@ class StoreSource final : public WindowedSource {
 
  protected:
   std::optional<Extent> extent(std::int64_t key, bool wait) override {
+    if (key >= last()) return std::nullopt;
     if (key >= end_.keys && follow_) end_ = log_.advance(end_);
     if (key >= end_.keys && !(follow_ && wait && await(key))) return std::nullopt;
     const std::int64_t block = key / layout_.block_len, first = block * layout_.block_len;
     return Extent{layout_.k(file_, block), layout_.v(file_, block), first,
-                  std::min(first + layout_.block_len, end_.keys)};
+                  std::min({first + layout_.block_len, end_.keys, last()})};
   }
 
  private:
+  /// Behind the last key that will be given.
+  std::int64_t last() const { return grows() ? kNoEnd : size(); }
+
   /// Whether the key came, before the writer closed the store.
   bool await(std::int64_t key) {
     const Clock::time_point start = Clock::now();

@@ -27,7 +27,8 @@ class Damage : public testing::Test {
     const char* name;
     std::size_t begin, end;
   };
-  static constexpr std::size_t kK = 512 * 2 * 4 * 2, kV = 512 * 2 * 3 * 2, kLog = 512 * 32,
+  static constexpr std::size_t kLen = 512, kK = kLen * 2 * 4 * 2, kV = kLen * 2 * 3 * 2,
+                               kLog = kLen * 32, kTwoRecords = 64, kLast = 188,
                                kBlock = kK + kV + kLog;
 
   /// Opens and verifies; the error, or "".
@@ -64,10 +65,10 @@ TEST_F(Damage, AFlippedBitIsFoundWhereverItMatters) {
       {"mark", pages + 4096, pages + 4096 + 32},
       {"keys", blocks, blocks + kK},
       {"values", blocks + kK, blocks + kK + kV},
-      {"log", blocks + kK + kV, blocks + kK + kV + 2 * 32},
-      {"last keys", second, second + 188 * 4 * 2},
-      {"last values", second + kK + 512 * 3 * 2, second + kK + (512 + 188) * 3 * 2},
-      {"last log", second + kK + kV, second + kK + kV + 4 * 32}};
+      {"log", blocks + kK + kV, blocks + kK + kV + kTwoRecords},
+      {"last keys", second, second + kLast * 4 * 2},
+      {"last values", second + kK + kLen * 3 * 2, second + kK + (kLen + kLast) * 3 * 2},
+      {"last log", second + kK + kV, second + kK + kV + 2 * kTwoRecords}};
   for (const Part& part : parts) {
     for (int n = 0; n < by_scale(2, 10, 40) && !HasFailure(); ++n) {
       const auto at = static_cast<std::size_t>(rng.between(
@@ -87,7 +88,7 @@ TEST_F(Damage, AFlippedBitIsFoundWhereverItMatters) {
 
 TEST_F(Damage, BytesThatAreNotUsedDoNotMatter) {
   std::string damaged = whole;
-  damaged[blocks + kBlock + 188 * 4 * 2] = 'x';                    // behind the last key of a head
+  damaged[blocks + kBlock + kLast * 4 * 2] = 'x';                  // behind the last key of a head
   damaged[pages + 4096 + 32] = 'x';                                // behind the mark
   damaged[blocks + kBlock + kK + kV + std::size_t{9} * 32] = 'x';  // a slot that is not reached
   EXPECT_EQ(error_of(damaged), "");

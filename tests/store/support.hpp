@@ -116,19 +116,21 @@ inline void append_numbered(KvStore& store, std::int64_t count) {
 }
 
 /// Compares keys [begin, end) with the numbering.
-inline void expect_numbered(const KvStore& store, std::int64_t begin, std::int64_t end) {
-  const auto source = store.source();
-  source->seek(begin, end);
+inline void expect_numbered(KeyValueSource& source, std::int64_t begin, std::int64_t end) {
+  source.seek(begin, end);
   std::int64_t at = begin;
   for (;;) {
-    const KeyValuePiece piece = source->next();
+    const KeyValuePiece piece = source.next();
     if (piece.size() == 0) break;
-    const auto [k, v] = numbered(store.shape(), at, piece.size());
+    const auto [k, v] = numbered(source.shape(), at, piece.size());
     ASSERT_TRUE(bytes_of(piece.k) == bytes_of(k.view())) << "keys from " << at;
     ASSERT_TRUE(bytes_of(piece.v) == bytes_of(v.view())) << "values from " << at;
     at += piece.size();
   }
   EXPECT_EQ(at, end);
+}
+inline void expect_numbered(const KvStore& store, std::int64_t begin, std::int64_t end) {
+  expect_numbered(*store.source(), begin, end);
 }
 
 }  // namespace keyfold::test
