@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keyfold
@@ -37,3 +38,11 @@ def seed(rng: np.random.Generator) -> int:
 def inputs(rng: np.random.Generator) -> Callable[..., tuple[Any, Any, Any]]:
     """Make q, k and v of a shape: make_inputs() with this test's random numbers."""
     return functools.partial(make_inputs, rng)
+
+
+@pytest.fixture
+def heeds_sigint() -> Iterator[None]:
+    """Python's own handler, which it does not install where its parent ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -102,6 +102,7 @@ def test_a_follower_waits(inputs: Any, tmp_path: Path) -> None:
         late.attend(q)
 
 
+@pytest.mark.usefixtures("heeds_sigint")
 def test_ctrl_c_ends_a_wait(inputs: Any, tmp_path: Path) -> None:
     q, k, _ = inputs(3, 10)
     shape = {"batch": k.shape[0], "num_kv_heads": k.shape[1], "head_dim": k.shape[3]}
@@ -109,7 +110,7 @@ def test_ctrl_c_ends_a_wait(inputs: Any, tmp_path: Path) -> None:
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        store.follow().attend(q)
+        store.follow(timeout=60).attend(q)
     timer.join()
 
 

@@ -94,14 +94,6 @@ def test_gil_is_released(inputs: Any) -> None:
     assert seen > 10
 
 
-@pytest.fixture
-def heeds_sigint() -> Iterator[None]:
-    """Python's own handler, which it does not install where its parent ignores the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("heeds_sigint")
 def test_ctrl_c(inputs: Any) -> None:
     q, k, v = inputs(4000, 400_000, batch=1)  # minutes of work
