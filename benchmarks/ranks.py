@@ -82,7 +82,7 @@ def print_tables(results: dict[str, list[Figures]]) -> None:
                 statistics.median(run["link"][field] for run in runs) for field in runs[0]["link"]
             )
             print(
-                f"| {name} | {latency:.1f} us | {bandwidth:.2f} GB/s | {small:.0f} us "
+                f"| {name} | {latency:.2f} us | {bandwidth:.2f} GB/s | {small:.1f} us "
                 f"| {large:.1f} ms |"
             )
     print("\nTime, efficiency, and in brackets what the model says where nothing overlaps, in ms:")
