@@ -2,6 +2,7 @@
 #include "ranks/blocks.hpp"
 
 #include <algorithm>
+#include <cstddef>
 #include <numeric>
 #include <string>
 
@@ -84,9 +85,7 @@ std::vector<Block> plan_blocks(const core::Problem& problem, const std::vector<O
 TensorView shifted(TensorView view, std::int64_t batch, std::int64_t head, std::int64_t row) {
   const std::int64_t elements =
       batch * view.strides[0] + head * view.strides[1] + row * view.strides[2];
-  view.data =
-      reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(view.data) -
-                                    static_cast<std::uintptr_t>(elements * size_of(view.dtype)));
+  view.data = static_cast<const std::byte*>(view.data) - elements * size_of(view.dtype);
   return view;
 }
 

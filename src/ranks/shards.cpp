@@ -121,7 +121,7 @@ std::vector<KeySpan> shard_rows(std::int64_t q_len, int num_ranks, int rank,
                           "expected at least 1, got " + std::to_string(row_stripe_len));
   }
   std::vector<KeySpan> spans;
-  const std::int64_t round = 2 * num_ranks * row_stripe_len;  // there and back
+  const std::int64_t round = 2 * std::int64_t{num_ranks} * row_stripe_len;  // there and back
   for (std::int64_t first = 0; first < q_len; first += round) {
     for (const std::int64_t stripe : {rank, 2 * num_ranks - 1 - rank}) {
       const std::int64_t begin = first + stripe * row_stripe_len;

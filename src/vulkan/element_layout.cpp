@@ -13,13 +13,13 @@
 namespace keyfold::vulkan {
 namespace {
 
-constexpr std::uint32_t kLanes = std::tuple_size_v<ElementRows>;
-constexpr std::uint32_t kElements = 16 * 16 / kLanes, kMostElements = 16 * 16;
+constexpr std::uint32_t kTileLanes = std::tuple_size_v<ElementRows>;
+constexpr std::uint32_t kTileElements = 16 * 16 / kTileLanes, kMostElements = 16 * 16;
 
 std::optional<ElementRows> ask(const std::shared_ptr<Device>& device) {
-  std::vector<float> told(std::size_t{kLanes} * (1 + kMostElements));
+  std::vector<float> told(std::size_t{kTileLanes} * (1 + kMostElements));
   const auto bytes = static_cast<std::int64_t>(told.size() * sizeof(float));
-  const vk::Pipeline pipeline = device->pipelines().get(Kernel::kElements, {{0, kLanes}});
+  const vk::Pipeline pipeline = device->pipelines().get(Kernel::kTileElements, {{0, kTileLanes}});
   const BufferLease written(device, Use::kReadback, bytes);
   Stream stream(device);
   stream.submit([&](const vk::raii::CommandBuffer& commands) {
@@ -31,10 +31,11 @@ std::optional<ElementRows> ask(const std::shared_ptr<Device>& device) {
   stream.wait();
   std::memcpy(told.data(), written->host, static_cast<std::size_t>(bytes));
   ElementRows rows{};
-  for (std::size_t lane = 0; lane < kLanes; ++lane) {
-    const float* const of_lane = told.data() + lane * (1 + kElements);
-    if (of_lane[0] != kElements) return std::nullopt;
-    for (std::size_t e = 0; e < kElements; ++e) rows[lane][e] = static_cast<int>(of_lane[1 + e]);
+  for (std::size_t lane = 0; lane < kTileLanes; ++lane) {
+    const float* const of_lane = told.data() + lane * (1 + kTileElements);
+    if (of_lane[0] != kTileElements) return std::nullopt;
+    for (std::size_t e = 0; e < kTileElements; ++e)
+      rows[lane][e] = static_cast<int>(of_lane[1 + e]);
   }
   return rows;
 }

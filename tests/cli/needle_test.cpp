@@ -232,7 +232,7 @@ TEST_F(NeedleFiles, AFileThatShrinksIsNamed) {
 TEST_F(NeedleFiles, SaysWhatIsMissing) {
   const std::string file = write("short.txt", "short");
   try {
-    Haystack({file}, 100, {});
+    const Haystack haystack({file}, 100, {});
     FAIL() << "expected an error";
   } catch (const InvalidArgument& error) {
     EXPECT_EQ(error.argument(), "FILES");
@@ -240,7 +240,7 @@ TEST_F(NeedleFiles, SaysWhatIsMissing) {
     EXPECT_NE(std::string(error.what()).find("5 bytes"), std::string::npos) << error.what();
   }
   try {
-    Haystack({file + ".absent"}, 100, {});
+    const Haystack haystack({file + ".absent"}, 100, {});
     FAIL() << "expected an error";
   } catch (const RunError& error) {
     EXPECT_NE(std::string(error.what()).find(file + ".absent"), std::string::npos) << error.what();

@@ -34,7 +34,7 @@ const char* name_of(Mask mask) {
 }  // namespace
 
 std::vector<DType> dtypes_of(std::size_t i) {
-  const std::vector<DType> all = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+  std::vector<DType> all = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
   if (scale() == Scale::kTiny) return {all[i % all.size()]};
   return all;
 }
