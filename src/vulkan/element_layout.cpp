@@ -19,7 +19,7 @@ constexpr std::uint32_t kTileElements = 16 * 16 / kTileLanes, kMostElements = 16
 std::optional<ElementRows> ask(const std::shared_ptr<Device>& device) {
   std::vector<float> told(std::size_t{kTileLanes} * (1 + kMostElements));
   const auto bytes = static_cast<std::int64_t>(told.size() * sizeof(float));
-  const vk::Pipeline pipeline = device->pipelines().get(Kernel::kTileElements, {{0, kTileLanes}});
+  const vk::Pipeline pipeline = device->pipelines().get(Kernel::kElements, {{0, kTileLanes}});
   const BufferLease written(device, Use::kReadback, bytes);
   Stream stream(device);
   stream.submit([&](const vk::raii::CommandBuffer& commands) {

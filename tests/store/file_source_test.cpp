@@ -223,8 +223,8 @@ TEST_F(Changed, AFileReplacedByRenamingIsReadToItsEnd) {
 TEST_F(Changed, OtherBusErrorsGoWhereTheyWent) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   source->seek(0, 4000);
-  source->next();  // the guard is there
-  EXPECT_EXIT(std::raise(SIGBUS), testing::KilledBySignal(SIGBUS), "");
+  source->next();                        // the guard is there
+  EXPECT_DEATH(std::raise(SIGBUS), "");  // by the signal, or by a sanitizer's own handler
 }
 
 }  // namespace
