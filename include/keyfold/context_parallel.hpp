@@ -106,7 +106,8 @@ class KEYFOLD_API ContextParallel {
   ///   each folded while the next are on their way; again for every block of rows whose state does
   ///   not fit in max_scratch_bytes beside the others'. With few rows and many keys kReduce sends
   ///   less.
-  /// Memory: three blocks, and a copy of the results.
+  /// Memory, beside a copy of the results: three blocks (kReduce), the state of all rows
+  /// (kOrdered, replicated), or three pieces of keys (kOrdered, own).
   ///
   /// Bits: kOrdered gives those of one process; those of kReduce depend on the ranks' shares and on
   /// the transport's order of summing.

@@ -1,11 +1,10 @@
 // Results that are written only when all are there.
 #pragma once
 
-#include <cstring>
 #include <optional>
 #include <vector>
 
-#include "core/half.hpp"
+#include "core/copy_tensor.hpp"
 #include "keyfold/plan.hpp"
 
 namespace keyfold::core {
@@ -32,32 +31,11 @@ class Staging {
   const std::optional<MutableTensorView>& lse() const { return lse_; }
 
   void commit(const MutableTensorView& out, const std::optional<MutableTensorView>& lse) const {
-    copy(out_, out);
-    if (lse) copy(*lse_, *lse);
+    copy_tensor(out_, out);
+    if (lse) copy_tensor(*lse_, *lse);
   }
 
  private:
-  static void copy(const MutableTensorView& from, const MutableTensorView& to) {
-    const auto size = static_cast<std::size_t>(size_of(to.dtype));
-    for (std::int64_t b = 0; b < to.sizes[0]; ++b) {
-      for (std::int64_t h = 0; h < to.sizes[1]; ++h) {
-        for (std::int64_t i = 0; i < to.sizes[2]; ++i) {
-          const std::byte* source = element(from, b, h, i, 0);
-          std::byte* target = element(to, b, h, i, 0);
-          const auto row = static_cast<std::size_t>(to.sizes[3]);
-          if (to.strides[3] == 1) {
-            std::memcpy(target, source, row * size);
-            continue;
-          }
-          for (std::size_t d = 0; d < row; ++d) {
-            std::memcpy(target + d * size * static_cast<std::size_t>(to.strides[3]),
-                        source + d * size, size);
-          }
-        }
-      }
-    }
-  }
-
   std::vector<std::byte> out_data_;
   std::vector<float> lse_data_;
   MutableTensorView out_;

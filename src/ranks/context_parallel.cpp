@@ -8,6 +8,7 @@
 #include <sstream>
 #include <utility>
 
+#include "core/device_memory.hpp"
 #include "core/guard.hpp"
 #include "core/half.hpp"
 #include "core/validate.hpp"
@@ -24,8 +25,6 @@ void check(const char* name, bool good, const char* expected, double got) {
   message << "expected " << expected << ", got " << got;
   throw InvalidArgument(name, message.str());
 }
-
-void check_on_host(const char* name, const TensorView& view) { core::check_device(name, view, {}); }
 
 /// This rank's tensors by themselves; what they have in common with others' comes later.
 void check_tensors(const TensorView& q, const TensorView& k, const TensorView& v,
@@ -53,11 +52,13 @@ void check_tensors(const TensorView& q, const TensorView& k, const TensorView& v
   shape.value_dim = v.sizes[3];
   shape.dtype = q.dtype;
   core::make_problem(shape, nullptr, {});  // checks the shape
-  check_on_host("q", q);
   core::check_view("q", q);
   core::check_keys(shape, k, v);
   shape.q_len = q.sizes[2];
   core::check_output(shape, out, options.attention.lse);
+  // fields_of() reads these.
+  if (options.attention.sinks) core::check_view("sinks", *options.attention.sinks);
+  core::check_on_host("kv_lens", options.attention.kv_lens.data());
 }
 
 template <class T>
@@ -81,7 +82,7 @@ std::string text(const std::optional<TensorView>& tensor) {
 
 std::string sinks_text(const std::optional<TensorView>& sinks) {
   std::string result = text(sinks);
-  if (!sinks || sinks->data == nullptr || sinks->dtype == DType::kBool) return result;
+  if (!sinks || sinks->dtype == DType::kBool) return result;
   for (std::int64_t h = 0; h < sinks->sizes[1]; ++h) {
     result += ' ' + text(core::load_float(core::element(*sinks, 0, h, 0, 0), sinks->dtype));
   }

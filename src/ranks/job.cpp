@@ -3,12 +3,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <limits>
 
+#include "core/copy_tensor.hpp"
 #include "core/device_memory.hpp"
 #include "core/guard.hpp"
-#include "core/half.hpp"
 
 namespace keyfold::ranks {
 namespace {
@@ -126,20 +125,13 @@ StateView Job::view_of(const Slice& slice, const SliceState& state) const {
 }
 
 void Job::copy_queries(const Slice& slice, void* to) const {
-  const MutableTensorView target = slice_view(problem_, slice, to, q_.dtype, q_.sizes[3]);
-  const TensorView source = shifted(q_, 0, 0, slice.shift);
-  const std::int64_t heads = problem_.group_size();
-  const auto bytes = static_cast<std::size_t>(size_of(q_.dtype));
-  for (std::int64_t b = slice.batch_begin; b < slice.batch_end; ++b) {
-    for (std::int64_t h = slice.kv_head_begin * heads; h < slice.kv_head_end * heads; ++h) {
-      for (std::int64_t i = slice.row_begin; i < slice.row_end; ++i) {
-        std::byte* row = core::element(target, b, h, i, 0);
-        for (std::int64_t d = 0; d < q_.sizes[3]; ++d, row += bytes) {
-          std::memcpy(row, core::element(source, b, h, i, d), bytes);
-        }
-      }
-    }
-  }
+  const Dims sizes{slice.batch_end - slice.batch_begin,
+                   (slice.kv_head_end - slice.kv_head_begin) * problem_.group_size(), slice.rows(),
+                   q_.sizes[3]};
+  const std::byte* const first =
+      core::element(q_, slice.batch_begin, slice.kv_head_begin * problem_.group_size(),
+                    slice.row_begin - slice.shift, 0);
+  core::copy_tensor({first, q_.dtype, sizes, q_.strides}, {to, q_.dtype, sizes});
 }
 
 void Job::compute(const Slice& slice, const void* q, std::span<const Segment> segments,

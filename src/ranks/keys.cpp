@@ -1,11 +1,10 @@
 // Keys that visit the ranks.
 #include <algorithm>
-#include <cstring>
 #include <deque>
 #include <memory>
 #include <vector>
 
-#include "core/half.hpp"
+#include "core/copy_tensor.hpp"
 #include "ranks/merge.hpp"
 
 namespace keyfold::ranks {
@@ -97,31 +96,14 @@ class KeyVisits {
     visit->k = {visit->data.data(), s.dtype, k_sizes};
     visit->v = {values, s.dtype, v_sizes};
     if (part.segment->rank == channel_.rank()) {
-      copy(job_.keys_of(*part.segment, part.keys), visit->data.data());
-      copy(job_.values_of(*part.segment, part.keys), values);
+      core::copy_tensor(job_.keys_of(*part.segment, part.keys),
+                        {visit->data.data(), s.dtype, k_sizes});
+      core::copy_tensor(job_.values_of(*part.segment, part.keys), {values, s.dtype, v_sizes});
     }
     visit->arrival =
         channel_.broadcast(visit, visit->data.data(), static_cast<std::int64_t>(visit->data.size()),
                            part.segment->rank);
     return visit;
-  }
-
-  static void copy(const TensorView& from, std::byte* to) {
-    const auto bytes = static_cast<std::size_t>(size_of(from.dtype));
-    const auto row = static_cast<std::size_t>(from.sizes[3]) * bytes;
-    for (std::int64_t b = 0; b < from.sizes[0]; ++b) {
-      for (std::int64_t h = 0; h < from.sizes[1]; ++h) {
-        for (std::int64_t i = 0; i < from.sizes[2]; ++i, to += row) {
-          if (from.strides[3] == 1) {
-            std::memcpy(to, core::element(from, b, h, i, 0), row);
-            continue;
-          }
-          for (std::int64_t d = 0; d < from.sizes[3]; ++d)
-            std::memcpy(to + static_cast<std::size_t>(d) * bytes, core::element(from, b, h, i, d),
-                        bytes);
-        }
-      }
-    }
   }
 
   Job& job_;

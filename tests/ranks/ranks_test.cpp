@@ -248,6 +248,18 @@ TEST_P(Ranks, AFailureReachesAllAndTheNextCallWorks) {
       }
 }
 
+TEST_P(Ranks, SinksThatCannotBeReadAreNamed) {
+  Rng rng("sinks");
+  const Inputs inputs({.q_len = 3, .kv_len = 3000, .head_dim = 16, .sinks = true}, rng);
+  const Call call = inputs.call();
+  std::vector<RankCall> parts = parts_of(call, halves(call));
+  parts[1].options.attention.sinks->device = {DeviceType::kCuda, 0};
+  parts[1].options.attention.sinks->data = reinterpret_cast<const void*>(64);  // of no host memory
+  const std::vector<std::exception_ptr> thrown = run_parts(parts);
+  EXPECT_EQ(what(thrown[0]).substr(0, 30), "PeerError rank 1 failed: sinks") << what(thrown[0]);
+  EXPECT_EQ(what(thrown[1]).substr(0, 6), "sinks:") << what(thrown[1]);
+}
+
 TEST_P(Ranks, ACancelledRankEndsAll) {
   Rng rng("cancel");
   const Inputs inputs({.q_len = 3, .kv_len = 3000, .head_dim = 16}, rng);
