@@ -53,20 +53,23 @@ int main(int argc, char** argv) {
     if (mode == "die") std::raise(SIGKILL);
     if (mode == "wrong") throw std::runtime_error("out of luck");
   };
+  // In one piece, or the launcher mixes it with what others say.
+  const auto say = [rank](const std::string& what) {
+    std::cout << "rank " + std::to_string(rank) + ": " + what + '\n' << std::flush;
+  };
   const auto view = [](const std::vector<float>& values, const keyfold::Dims& sizes) {
     return keyfold::TensorView(values.data(), keyfold::DType::kFloat32, sizes);
   };
   try {
     ranks.scaled_dot_product_attention(view(q, q_sizes), view(k, k_sizes), view(k, k_sizes),
                                        {out.data(), keyfold::DType::kFloat32, q_sizes}, options);
-    std::cout << "rank " << rank << ": no error\n";
+    say("no error");
     return 1;
   } catch (const keyfold::PeerError& error) {
-    std::cout << "rank " << rank << ": PeerError: " << error.std::runtime_error::what()
-              << std::endl;
+    say(std::string("PeerError: ") + error.std::runtime_error::what());
     if (error.ranks() != std::vector{kFaulty}) return 1;
   } catch (const std::exception& error) {
-    std::cout << "rank " << rank << ": " << error.what() << std::endl;
+    say(error.what());
     if (rank != kFaulty) return 1;
   }
   for (const float value : out) {
