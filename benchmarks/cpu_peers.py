@@ -38,7 +38,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def seconds(call: Call) -> float:
-    """Time one call; short ones are repeated to fill 20 ms."""
+    """Time one call, when no other library's threads spin; short ones are repeated to fill 20 ms."""
+    time.sleep(0.05)
     start = time.perf_counter()
     call()
     once = time.perf_counter() - start
@@ -320,8 +321,10 @@ def main() -> None:
     parser.add_argument("--no-mlx", action="store_true", help="leave MLX out, which is slow")
     parser.add_argument("--ggml", type=Path, metavar="attention_benchmark", help="built with ggml")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("table", nargs="*", default=list(TABLES), choices=[[], *TABLES])
+    parser.add_argument("table", nargs="*", metavar="table", help=f"of {', '.join(TABLES)}")
     args = parser.parse_args()
+    if unknown := set(args.table) - set(TABLES):
+        parser.error(f"no such table: {', '.join(sorted(unknown))}")
     os.environ["KEYFOLD_NUM_THREADS"] = str(args.threads)
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
