@@ -38,14 +38,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def seconds(call: Call) -> float:
-    """Time one call, when no other library's threads spin; short ones are repeated to fill 20 ms."""
+    """Time one call, warm, when no other library's threads spin; short ones fill 20 ms."""
     time.sleep(0.05)
     start = time.perf_counter()
     call()
-    once = time.perf_counter() - start
-    repeats = int(0.02 / once)
-    if repeats <= 1:
-        return once
+    repeats = max(1, int(0.02 / (time.perf_counter() - start)))
     start = time.perf_counter()
     for _ in range(repeats):
         call()
