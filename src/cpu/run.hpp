@@ -10,8 +10,8 @@
 
 namespace keyfold::cpu {
 
-/// Two schedules, the same bits. Many rows to a group: splits are packed once, in parallel, those of
-/// several groups where they are short, and shared by tasks of rows. Few rows (decode): tasks of
+/// Two schedules, the same bits. Many rows to a group: splits are packed once, in parallel, those
+/// of several groups where they are short, and shared by tasks of rows. Few rows (decode): tasks of
 /// splits, whose keys and values are read where they lie (for tiles: packed panel by panel); their
 /// partial states are then merged in ascending order.
 class CpuRun : public core::Run {
