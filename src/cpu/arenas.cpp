@@ -2,6 +2,8 @@
 #include "cpu/arenas.hpp"
 
 #include <algorithm>
+#include <iterator>
+#include <new>
 
 namespace keyfold::cpu {
 
