@@ -57,17 +57,17 @@ class Step {
 
   void pack_keys() {
     for (std::int64_t key = 0; key < kSplitLen; key += kPanel)
-      kernels.pack_k(source(key), kPanel, workspace_.packed_k(0) + key * tile_.words);
+      kernels.pack_k(source(key), kPanel, workspace_.packed(0, kSplitLen).k + key * tile_.words);
   }
   void pack_values() {
     for (std::int64_t key = 0; key < kSplitLen; key += kPanel)
       kernels.pack_v(source(key), kPanel, tile_.padded_value_dim,
-                     workspace_.packed_v(0) + key * tile_.padded_value_dim);
+                     workspace_.packed(0, kSplitLen).v + key * tile_.padded_value_dim);
   }
-  void score() { kernels.score(tile_, dtype_, workspace_.packed_k(0), 0, kSplitLen); }
+  void score() { kernels.score(tile_, dtype_, workspace_.packed(0, kSplitLen).k, 0, kSplitLen); }
   /// Of weights after the first time, which costs the same.
   void softmax() { kernels.softmax(tile_, result_); }
-  void weigh() { kernels.weigh(tile_, workspace_.packed_v(0), 0, kSplitLen, result_); }
+  void weigh() { kernels.weigh(tile_, workspace_.packed(0, kSplitLen).v, 0, kSplitLen, result_); }
   void merge() {
     kernels.merge(workspace_.states().at(0), result_, tile_.padded_value_dim, tile_.num_rows);
   }

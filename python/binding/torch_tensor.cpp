@@ -20,6 +20,20 @@ struct Torch {
   std::array<Type, 5> types;
 };
 
+/// Names of attributes, made once, as a short call asks for 50.
+struct Names {
+  static nb::object made(const char* name) { return nb::steal(PyUnicode_InternFromString(name)); }
+  nb::object requires_grad = made("requires_grad"), is_conj = made("is_conj"),
+             is_neg = made("is_neg"), layout = made("layout"), get_device = made("get_device"),
+             is_cuda = made("is_cuda"), is_cpu = made("is_cpu"), dtype = made("dtype"),
+             shape = made("shape"), stride = made("stride"), data_ptr = made("data_ptr");
+};
+
+const Names& names() {
+  static const auto& all = *new Names;  // guarded by the GIL, never released
+  return all;
+}
+
 Torch* look_up() {
   const nb::object torch = nb::module_::import_("torch");
   using Of = nb::dlpack::dtype_code;
@@ -47,31 +61,32 @@ const Torch* torch_of(nb::handle object) {
   return object.type().is(torch->tensor) ? torch : nullptr;
 }
 
-bool says(nb::handle object, const char* method) { return nb::cast<bool>(object.attr(method)()); }
+bool says(nb::handle object, nb::handle method) { return nb::cast<bool>(object.attr(method)()); }
 
 }  // namespace
 
 nb::ndarray<nb::ro> from_torch(nb::handle object, std::optional<std::uintptr_t> stream) {
   const Torch* const torch = torch_of(object);
   if (torch == nullptr) return {};
-  if (nb::cast<bool>(object.attr("requires_grad")) || says(object, "is_conj") ||
-      says(object, "is_neg") || !object.attr("layout").is(torch->strided)) {
+  const Names& name = names();
+  if (nb::cast<bool>(object.attr(name.requires_grad)) || says(object, name.is_conj) ||
+      says(object, name.is_neg) || !object.attr(name.layout).is(torch->strided)) {
     return {};
   }
-  const int index = nb::cast<int>(object.attr("get_device")());  // -1 on the host
+  const int index = nb::cast<int>(object.attr(name.get_device)());  // -1 on the host
   int device = nb::device::cpu::value;
-  if (nb::cast<bool>(object.attr("is_cuda"))) {
+  if (nb::cast<bool>(object.attr(name.is_cuda))) {
     if (!stream || torch->current_stream.is_none()) return {};
     if (nb::cast<std::uintptr_t>(torch->current_stream(index)) != *stream) return {};
     device = nb::device::cuda::value;
-  } else if (!nb::cast<bool>(object.attr("is_cpu"))) {
+  } else if (!nb::cast<bool>(object.attr(name.is_cpu))) {
     return {};
   }
-  const nb::object dtype = object.attr("dtype");
+  const nb::object dtype = object.attr(name.dtype);
   const auto type = std::find_if(torch->types.begin(), torch->types.end(),
                                  [&](const Torch::Type& t) { return t.dtype.is(dtype); });
   if (type == torch->types.end()) return {};
-  const nb::tuple shape(object.attr("shape")), strides(object.attr("stride")());
+  const nb::tuple shape(object.attr(name.shape)), strides(object.attr(name.stride)());
   const std::size_t axes = shape.size();
   if (axes > kMostAxes) return {};
   std::array<std::size_t, kMostAxes> sizes{};
@@ -80,8 +95,9 @@ nb::ndarray<nb::ro> from_torch(nb::handle object, std::optional<std::uintptr_t> 
     sizes[i] = nb::cast<std::size_t>(shape[i]);
     steps[i] = nb::cast<std::int64_t>(strides[i]);
   }
+  const auto address = nb::cast<std::uintptr_t>(object.attr(name.data_ptr)());
   // NOLINTNEXTLINE(performance-no-int-to-ptr): PyTorch gives it as a number.
-  void* const data = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(object.attr("data_ptr")()));
+  void* const data = reinterpret_cast<void*>(address);
   return nb::ndarray<nb::ro>(data, axes, sizes.data(), object, steps.data(), type->as, device,
                              device == nb::device::cpu::value ? 0 : index);
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -28,9 +30,17 @@ torch.library.define(
 @torch.library.register_fake("keyfold::attention")
 def _new_result(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> Tensor:
     """Memory for the result, with the axes in the order of those of `q`, as PyTorch has it."""
-    if q.shape[-1] == v.shape[-1]:
+    if q.size(-1) == v.size(-1):
         return torch.empty_like(q)
     return torch.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=q.device)
+
+
+@lru_cache(maxsize=64)
+def _plain_options(
+    causal: bool, q_offset: int | None, scale: float | None, softcap: float | None
+) -> _keyfold.Options:
+    """Options without arrays, kept: a short call would take a tenth of its time to make them."""
+    return native_options(causal=causal, q_offset=q_offset, scale=scale, softcap=softcap)
 
 
 def _attention(
@@ -45,15 +55,18 @@ def _attention(
     softcap: float | None = None,
 ) -> Tensor:
     out: Tensor = _new_result(q, k, v)
-    options = native_options(
-        stream=stream_of(q),
-        mask=mask,
-        sinks=sinks,
-        causal=causal,
-        q_offset=q_offset,
-        scale=scale,
-        softcap=softcap,
-    )
+    if q.is_cpu and mask is None and sinks is None:
+        options = _plain_options(causal, q_offset, scale, softcap)
+    else:
+        options = native_options(
+            stream=stream_of(q),
+            mask=mask,
+            sinks=sinks,
+            causal=causal,
+            q_offset=q_offset,
+            scale=scale,
+            softcap=softcap,
+        )
     if out.numel() > 0:  # PyTorch takes empty batches, keyfold does not
         _keyfold.attention(q, k, v, out, None, options, None)
     return out
@@ -138,7 +151,7 @@ def scaled_dot_product_attention(
     axes = max(query.dim(), key.dim(), value.dim())
     q, k, v = (t if t.dim() >= 4 else t[(None,) * (4 - t.dim())] for t in (query, key, value))
     batch, heads = _batch_and_heads(q, k, v, enable_gqa)
-    if k.shape[-3] != v.shape[-3]:
+    if k.size(-3) != v.size(-3):
         k, v = _with_heads(k, heads), _with_heads(v, heads)
     out: Tensor = _operator(
         _with_batch(_with_heads(q, heads), batch),
@@ -156,21 +169,24 @@ def scaled_dot_product_attention(
 
 
 def _check_tensors(named: dict[str, Tensor | None]) -> None:
+    home: torch.device | None = None
     for name, tensor in named.items():
-        if name == "attn_mask" and tensor is None:
+        if tensor is None and name == "attn_mask":
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-        if not (tensor.is_cpu or tensor.is_cuda):
-            raise InvalidArgument(
-                f"{name}: expected a tensor on the CPU or a CUDA device, got one on "
-                f"{tensor.device}; move it there with .cpu() or .cuda()"
-            )
-        if tensor.device != named["query"].device:  # type: ignore[union-attr]
-            raise InvalidArgument(
-                f"{name}: expected a tensor on {named['query'].device}, where query is, got one on "  # type: ignore[union-attr]
-                f"{tensor.device}"
-            )
+        device = tensor.device
+        if device != home:  # of query, the first
+            if not (tensor.is_cpu or tensor.is_cuda):
+                raise InvalidArgument(
+                    f"{name}: expected a tensor on the CPU or a CUDA device, got one on "
+                    f"{device}; move it there with .cpu() or .cuda()"
+                )
+            if home is not None:
+                raise InvalidArgument(
+                    f"{name}: expected a tensor on {home}, where query is, got one on {device}"
+                )
+            home = device
         if name != "attn_mask" and tensor.dim() < 2:
             raise InvalidArgument(
                 f"{name}: expected at least 2 axes [..., len, dim], got the shape "
@@ -196,19 +212,20 @@ def _check_dtypes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 
 def _batch_and_heads(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> tuple[torch.Size, int]:
     """Check how the shapes fit together; give the batch axes and the number of query heads."""
-    if q.shape[-1] < 1:
-        raise InvalidArgument(f"query: expected a head_dim of at least 1, got {list(q.shape)}")
-    if k.shape[-1] != q.shape[-1]:
+    q_shape, k_shape, v_shape = q.shape, k.shape, v.shape  # each is made when it is asked for
+    if q_shape[-1] < 1:
+        raise InvalidArgument(f"query: expected a head_dim of at least 1, got {list(q_shape)}")
+    if k_shape[-1] != q_shape[-1]:
         raise InvalidArgument(
-            f"key: expected the head_dim {q.shape[-1]} as query has, got {k.shape[-1]}"
+            f"key: expected the head_dim {q_shape[-1]} as query has, got {k_shape[-1]}"
         )
-    if v.shape[-2] != k.shape[-2]:
+    if v_shape[-2] != k_shape[-2]:
         raise InvalidArgument(
-            f"value: expected the length {k.shape[-2]} as key has, got {v.shape[-2]}"
+            f"value: expected the length {k_shape[-2]} as key has, got {v_shape[-2]}"
         )
-    heads = q.shape[-3]
-    for name, other in (("key", k), ("value", v)):
-        count = other.shape[-3]
+    heads = q_shape[-3]
+    for name, other in (("key", k_shape), ("value", v_shape)):
+        count = other[-3]
         if grouped:
             if count == 0 or heads % count:
                 raise InvalidArgument(
@@ -222,21 +239,21 @@ def _batch_and_heads(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> tuple[to
                 f"{name}: expected {heads} heads, or 1, got {count}; enable_gqa=True lets several "
                 "query heads share one"
             )
-    batch = q.shape[:-3]
-    if not batch == k.shape[:-3] == v.shape[:-3]:
+    batch = q_shape[:-3]
+    if not batch == k_shape[:-3] == v_shape[:-3]:
         try:
-            batch = torch.broadcast_shapes(batch, k.shape[:-3], v.shape[:-3])
+            batch = torch.broadcast_shapes(batch, k_shape[:-3], v_shape[:-3])
         except RuntimeError:
             raise InvalidArgument(
                 "query, key, value: expected leading axes that broadcast, got the shapes "
-                f"{list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
+                f"{list(q_shape)}, {list(k_shape)}, {list(v_shape)}"
             ) from None
     return batch, heads
 
 
 def _with_heads(tensor: Tensor, heads: int) -> Tensor:
     """Repeat each head, without a copy where there is one."""
-    count = tensor.shape[-3]
+    count = tensor.size(-3)
     if count == heads:
         return tensor
     groups = tensor.unsqueeze(-3).expand(*tensor.shape[:-2], heads // count, *tensor.shape[-2:])
@@ -245,8 +262,9 @@ def _with_heads(tensor: Tensor, heads: int) -> Tensor:
 
 def _with_batch(tensor: Tensor, batch: torch.Size) -> Tensor:
     """Expand what precedes the last three axes to `batch`, as one axis."""
-    if tensor.shape[:-3] != batch:
-        tensor = tensor.expand(*batch, *tensor.shape[-3:])
+    shape = tensor.shape
+    if shape[:-3] != batch:
+        tensor = tensor.expand(*batch, *shape[-3:])
     return tensor if len(batch) == 1 else tensor.flatten(0, -4)
 
 

@@ -67,17 +67,20 @@ class Parts {
   std::int64_t count_ = 0;
 };
 
-template <class Words, int kRows>
+template <class Words, int kRows, int kWidth>
 HWY_NOINLINE void score_strip_of(const typename Words::Word* q, const typename Words::Word* strip,
                                  std::int64_t words, float* scores) {
-  product<Words, Words, kRows, kTileVectors>(q, kMaxDim, strip, kStrip, words, false, scores,
-                                             kScoreStride);
+  product<Words, Words, kRows, kWidth>(q, kMaxDim, strip, kStrip, words, false, scores,
+                                       kScoreStride);
 }
 
-/// Strip by strip, which stays in L1 while the tile's rows pass.
+/// Strip by strip, which stays in L1 while the tile's rows pass. Of the last one no more than
+/// softmax looks at, where that is half.
 template <class Words>
 void score_packed(const Tile& tile, const void* panels, std::int64_t begin, std::int64_t end) {
   using Word = typename Words::Word;
+  constexpr bool kHalves = kStrip > kSumLanes;
+  static_assert(!kHalves || kStrip == 2 * kSumLanes);
   const Parts parts(tile);
   for (std::int64_t key = std::max(begin, tile.first / kStrip * kStrip);
        key < std::min(end, tile.last); key += kStrip) {
@@ -86,8 +89,15 @@ void score_packed(const Tile& tile, const void* panels, std::int64_t begin, std:
       if ((part.panels >> key / kPanel & 1) == 0) continue;
       if (key >= part.last || key + kStrip <= part.first) continue;
       with_rows<kRowTile>(part.num_rows, [&](auto rows) HWY_ATTR {
-        score_strip_of<Words, rows()>(static_cast<const Word*>(tile.q) + part.row * kMaxDim, strip,
-                                      tile.words, tile.scores + part.row * kScoreStride + key);
+        const auto score = [&](auto width) HWY_ATTR {
+          score_strip_of<Words, rows(), width()>(
+              static_cast<const Word*>(tile.q) + part.row * kMaxDim, strip, tile.words,
+              tile.scores + part.row * kScoreStride + key);
+        };
+        if (!kHalves || tile.last > key + kSumLanes) {
+          return score(std::integral_constant<int, kTileVectors>());
+        }
+        score(std::integral_constant<int, kTileVectors / (kHalves ? 2 : 1)>());
       });
     }
   }

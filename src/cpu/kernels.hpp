@@ -116,9 +116,10 @@ struct Kernels {
   Seen (*gather_bias)(const RowSource& mask, float* bias);
   /// Packs one query row.
   void (*pack_q)(const RowSource& q, void* packed);
-  /// Packs keys [0, count) into a panel of `words` x kPanel words, zeros behind. count <= kPanel.
+  /// Packs keys [0, count) into a panel of `words` x kPanel words, zeros behind as far as score()
+  /// multiplies for keys before `count`. count <= kPanel.
   void (*pack_k)(const RowSource& k, std::int64_t count, void* packed_panel);
-  /// Packs `count` values into a panel of padded_dim x kPanel floats, zeros behind. Likewise.
+  /// Packs `count` values into a panel of padded_dim x kPanel floats. Likewise.
   void (*pack_v)(const RowSource& v, std::int64_t count, std::int64_t padded_dim,
                  float* packed_panel);
 

@@ -193,7 +193,7 @@ void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
                         k.dim_stride == size_of(k.dtype) &&
                         k.dim * size_of(k.dtype) == 4 * padded_words;
   HWY_ALIGN std::uint32_t rows[kTransposeRows * kMaxDim];
-  for (std::int64_t first = 0; first < kPanel; first += kTransposeRows) {
+  for (std::int64_t first = 0; first < count; first += kTransposeRows) {
     const std::byte* source = k.data + first * k.row_stride;
     std::int64_t stride = k.row_stride;
     const std::int64_t here = std::min(kTransposeRows, count - first);
@@ -234,7 +234,7 @@ inline void pack_v(const RowSource& v, std::int64_t count, std::int64_t padded_d
   const hn::ScalableTag<float> d;
   HWY_ALIGN float wide[kMaxDim];
   const bool in_place = v.dim_stride == size_of(v.dtype) && v.dim == padded_dim;
-  for (std::int64_t key = 0; key < kPanel; ++key) {
+  for (std::int64_t key = 0; key < count; ++key) {
     const std::byte* const row = v.data + key * v.row_stride;
     const auto store = [&]<class Values>(Values, const void* from) HWY_ATTR {
       const auto* values = static_cast<const typename Values::Word*>(from);
@@ -243,10 +243,8 @@ inline void pack_v(const RowSource& v, std::int64_t count, std::int64_t padded_d
                    packed_panel + ValueStrip(i, padded_dim).at(key, i));
       }
     };
-    if (key < count) prefetch_ahead(row, v);
-    if (key >= count) {
-      std::fill_n(wide, padded_dim, 0.0f);
-    } else if (!in_place) {
+    prefetch_ahead(row, v);
+    if (!in_place) {
       widen_row(row, v, padded_dim, wide);
     } else if (v.dtype == DType::kFloat32) {
       store(Float32Values(), row);

@@ -2,6 +2,7 @@
 #include "cpu/run.hpp"
 
 #include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
 
 #include <array>
 #include <chrono>
@@ -10,6 +11,7 @@
 
 #include "core/half.hpp"
 #include "core/normalise.hpp"
+#include "cpu/arenas.hpp"
 
 namespace keyfold::cpu {
 namespace {
@@ -31,10 +33,10 @@ RowSource rows_from(const TensorView& t, std::int64_t b, std::int64_t h, std::in
           t.sizes[3]};
 }
 
-/// Work that ends before other threads would have woken up.
-constexpr double kAloneFlops = 5e6;
-constexpr std::int64_t kAloneBytes = 3 << 19;      // of keys and values
-constexpr std::int64_t kAloneRowFloats = 1 << 17;  // of states that are merged or finished
+/// Work of about 10 us, for which one more thread is worth to be woken.
+constexpr double kThreadFlops = 5e5;
+constexpr double kThreadBytes = 1 << 17;      // of keys and values
+constexpr double kThreadRowFloats = 1 << 15;  // of states that are merged or finished
 
 }  // namespace
 
@@ -43,14 +45,17 @@ CpuRun::CpuRun(const core::Problem& problem, const core::Block& block, const Ker
     : problem_(problem),
       block_(block),
       kernels_(kernels),
-      arena_(num_threads),
+      most_threads_(num_threads),
       workspace_(Layout(problem, kernels), rows_of(problem, block), num_threads) {}
 
 template <class Work>
-void CpuRun::on_threads(bool alone, const Work& work) {
-  alone_ = alone;
-  if (alone) return work();
-  arena_.execute(work);
+void CpuRun::on_threads(double worth, const Work& work) {
+  const int threads = worth < most_threads_ ? static_cast<int>(worth) : most_threads_;
+  alone_ = threads <= 1;
+  if (alone_) return work();
+  // What comes later goes where threads are awake, though it may be worth fewer.
+  threads_ = std::max(threads_, threads);
+  arenas().run(threads_, work);
 }
 
 template <class Body>
@@ -86,7 +91,9 @@ void CpuRun::submit(const core::Chunk& chunk, const core::KeySource& source) {
   const std::int64_t bytes = (box.group_end - box.group_begin) * (box.key_end - box.key_begin) *
                              (problem_.shape.head_dim + problem_.shape.value_dim) *
                              size_of(problem_.shape.dtype);
-  on_threads(chunk.flops <= kAloneFlops && bytes <= kAloneBytes, [&] {
+  const double worth =
+      std::max(chunk.flops / kThreadFlops, static_cast<double>(bytes) / kThreadBytes);
+  on_threads(worth, [&] {
     if (few) {
       fold_by_splits(box, source);
     } else {
@@ -202,12 +209,13 @@ Tile CpuRun::make_tile(const Split& split, std::int64_t begin, std::int64_t end,
   return tile;
 }
 
-void CpuRun::reduce_packed(const Tile& tile, std::int64_t slot, const RowState& result) const {
-  const float* const v = workspace_.packed_v(slot);
-  kernels_.score(tile, problem_.shape.dtype, workspace_.packed_k(slot), 0, kSplitLen);
+void CpuRun::reduce_packed(const Tile& tile, const PackedSplit& packed,
+                           const RowState& result) const {
+  kernels_.score(tile, problem_.shape.dtype, packed.k, 0, kSplitLen);
   kernels_.softmax(tile, result);
-  kernels_.weigh(tile, v, 0, kSplitLen, result);
-  if (!kernels_.all_finite(tile, result)) kernels_.weigh_exactly(tile, v, 0, kSplitLen, result);
+  kernels_.weigh(tile, packed.v, 0, kSplitLen, result);
+  if (kernels_.all_finite(tile, result)) return;
+  kernels_.weigh_exactly(tile, packed.v, 0, kSplitLen, result);
 }
 
 void CpuRun::reduce_rows(const Split& split, const core::KeySource& source, std::int64_t begin,
@@ -297,42 +305,58 @@ void CpuRun::fold_by_rows(const ChunkBox& box, const core::KeySource& source) {
   const std::int64_t first_row = (box.row_begin - block_.row_begin) * heads;
   const std::int64_t last_row = (box.row_end - block_.row_begin) * heads;
   const std::int64_t rows = last_row - first_row;
+  const std::int64_t splits = ceil_div(box.key_end - box.key_begin, kSplitLen);
+  const std::int64_t groups = box.group_end - box.group_begin, pairs = groups * splits;
+  const auto group_of = [&](std::int64_t pair) { return box.group_begin + pair / splits; };
+  const auto split_of = [&](std::int64_t pair) {
+    return split_at(group_of(pair), box.key_begin + pair % splits * kSplitLen, box.key_end);
+  };
+  // A wave is as many pairs of group and split, groups outermost, as there is room for.
+  const std::int64_t panels =
+      std::min(kPanels, ceil_div(box.key_end - box.key_begin, kPanel));  // of a slot
+  const std::int64_t slot_keys = panels * kPanel, wave = kPackedKeys / slot_keys;
   // As many tasks for each thread, of rows that fill the registers.
-  const std::int64_t threads = alone_ ? 1 : arena_.max_concurrency();
-  const std::int64_t tasks = ceil_div(ceil_div(rows, kTaskRows), threads) * threads;
-  const std::int64_t least = std::max(kLeastTaskRows, ceil_div(rows, tasks));
-  const std::int64_t task_rows = ceil_div(least, kernels_.row_align) * kernels_.row_align;
+  const std::int64_t threads = alone_ ? 1 : threads_;
+  const std::int64_t wave_rows = std::min(groups, ceil_div(wave, splits)) * rows;
+  const std::int64_t wave_tasks = ceil_div(ceil_div(wave_rows, kTaskRows), threads) * threads;
+  const std::int64_t least = std::max(kLeastTaskRows, ceil_div(wave_rows, wave_tasks));
+  const std::int64_t even = ceil_div(rows, ceil_div(rows, least));
+  const std::int64_t task_rows = ceil_div(even, kernels_.row_align) * kernels_.row_align;
+  const std::int64_t tasks = ceil_div(rows, task_rows);  // of a group
 
-  for (std::int64_t group = box.group_begin; group < box.group_end; ++group) {
-    for (std::int64_t key = box.key_begin; key < box.key_end; key += kPackedSplits * kSplitLen) {
-      const std::int64_t splits = std::min(kPackedSplits, ceil_div(box.key_end - key, kSplitLen));
-      for_each(0, splits * kPanels, [&](std::int64_t i) {
-        const std::int64_t slot = i / kPanels, first = i % kPanels * kPanel;
-        const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
-        if (split.keys.begin + first >= split.keys.end) return;
-        if (!any_sees(split, first, first_row, last_row, this_thread().bias)) return;
-        pack_k(split, first, source, workspace_.packed_k(slot) + first * layout.words);
-        pack_v(split, first, source, workspace_.packed_v(slot) + first * layout.padded_value_dim);
-      });
-      for_each(0, ceil_div(rows, task_rows), [&](std::int64_t task) {
-        const ThreadSpace space = this_thread();
-        const std::int64_t begin = first_row + task * task_rows;
-        const std::int64_t end = std::min(last_row, begin + task_rows);
-        pack_queries(group, begin, end, space.q);
-        for (std::int64_t slot = 0; slot < splits; ++slot) {
-          const Split split = split_at(group, key + slot * kSplitLen, box.key_end);
-          for (std::int64_t row = begin; row < end; row += row_tile) {
-            const std::int64_t tile_end = std::min(end, row + row_tile);
-            const Tile tile =
-                make_tile(split, row, tile_end, space.q + (row - begin) * kMaxDim, space, 0);
-            if (tile.panels == 0) continue;
-            reduce_packed(tile, slot, space.result.at(0));
-            kernels_.merge(state_at(group, row), space.result.at(0), layout.padded_value_dim,
-                           tile.num_rows);
-          }
+  for (std::int64_t first = 0; first < pairs; first += wave) {
+    const std::int64_t last = std::min(pairs, first + wave);
+    for_each(0, (last - first) * panels, [&](std::int64_t i) {
+      const std::int64_t slot = i / panels, key = i % panels * kPanel;
+      const Split split = split_of(first + slot);
+      if (split.keys.begin + key >= split.keys.end) return;
+      if (!any_sees(split, key, first_row, last_row, this_thread().bias)) return;
+      const PackedSplit packed = workspace_.packed(slot, slot_keys);
+      pack_k(split, key, source, packed.k + key * layout.words);
+      pack_v(split, key, source, packed.v + key * layout.padded_value_dim);
+    });
+    const std::int64_t first_group = group_of(first), last_group = group_of(last - 1);
+    for_each(0, (last_group - first_group + 1) * tasks, [&](std::int64_t i) {
+      const ThreadSpace space = this_thread();
+      const std::int64_t group = first_group + i / tasks;
+      const std::int64_t begin = first_row + i % tasks * task_rows;
+      const std::int64_t end = std::min(last_row, begin + task_rows);
+      const std::int64_t group_pair = (group - box.group_begin) * splits;
+      pack_queries(group, begin, end, space.q);
+      for (std::int64_t pair = std::max(first, group_pair);
+           pair < std::min(last, group_pair + splits); ++pair) {
+        const Split split = split_of(pair);
+        for (std::int64_t row = begin; row < end; row += row_tile) {
+          const std::int64_t tile_end = std::min(end, row + row_tile);
+          const Tile tile =
+              make_tile(split, row, tile_end, space.q + (row - begin) * kMaxDim, space, 0);
+          if (tile.panels == 0) continue;
+          reduce_packed(tile, workspace_.packed(pair - first, slot_keys), space.result.at(0));
+          kernels_.merge(state_at(group, row), space.result.at(0), layout.padded_value_dim,
+                         tile.num_rows);
         }
-      });
-    }
+      }
+    });
   }
 }
 
@@ -370,7 +394,7 @@ void CpuRun::fold_by_splits(const ChunkBox& box, const core::KeySource& source) 
 void CpuRun::merge(core::Run& other) {
   const auto& from = dynamic_cast<CpuRun&>(other);
   const RowStates& states = workspace_.states();
-  on_threads(states.rows * states.padded_dim <= kAloneRowFloats, [&] {
+  on_threads(static_cast<double>(states.rows * states.padded_dim) / kThreadRowFloats, [&] {
     for_each(0, states.rows, [&](std::int64_t row) {
       kernels_.merge(states.at(row), from.workspace_.states().at(row), states.padded_dim, 1);
     });
@@ -380,7 +404,7 @@ void CpuRun::merge(core::Run& other) {
 void CpuRun::for_each_state(const std::function<void(const Row&, const RowState&)>& body) {
   const std::int64_t per_group = (block_.row_end - block_.row_begin) * problem_.group_size();
   const RowStates& states = workspace_.states();
-  on_threads(states.rows * states.padded_dim <= kAloneRowFloats, [&] {
+  on_threads(static_cast<double>(states.rows * states.padded_dim) / kThreadRowFloats, [&] {
     for_each(0, states.rows, [&](std::int64_t index) {
       const std::int64_t group = block_.group_begin + index / per_group;
       body(row_at(group, index % per_group), states.at(index));

@@ -1,8 +1,6 @@
 // One CPU run: folds chunks into the state of a block's rows on oneTBB threads.
 #pragma once
 
-#include <tbb/task_arena.h>
-
 #include <deque>
 #include <functional>
 
@@ -12,10 +10,10 @@
 
 namespace keyfold::cpu {
 
-/// Two schedules, the same bits. Many rows to a group: its splits are packed once, in parallel, and
-/// shared by tasks of rows. Few rows (decode): tasks of splits, whose keys and values are read
-/// where they lie (for tiles: packed panel by panel); their partial states are then merged in
-/// ascending order.
+/// Two schedules, the same bits. Many rows to a group: splits are packed once, in parallel, those
+/// of several groups where they are short, and shared by tasks of rows. Few rows (decode): tasks of
+/// splits, whose keys and values are read where they lie (for tiles: packed panel by panel); their
+/// partial states are then merged in ascending order.
 class CpuRun : public core::Run {
  public:
   CpuRun(const core::Problem& problem, const core::Block& block, const Kernels& kernels,
@@ -36,9 +34,10 @@ class CpuRun : public core::Run {
   };
   using Row = core::RowIndex;
 
-  /// Runs `work`, whose for_each() then goes on the arena's threads, or on this one alone.
+  /// Runs `work`, whose for_each() then goes on as many threads as it is worth, at most those of
+  /// the call, or on this one alone.
   template <class Work>
-  void on_threads(bool alone, const Work& work);
+  void on_threads(double worth, const Work& work);
   template <class Body>
   void for_each(std::int64_t begin, std::int64_t end, const Body& body) const;
   ThreadSpace this_thread() const;
@@ -75,8 +74,8 @@ class CpuRun : public core::Run {
   /// scores and bias are those from row `at` on. Its panels are 0 if none sees a key.
   Tile make_tile(const Split& split, std::int64_t begin, std::int64_t end, const float* q,
                  const ThreadSpace& space, std::int64_t at) const;
-  /// Reduces a tile against the packed split in `slot`.
-  void reduce_packed(const Tile& tile, std::int64_t slot, const RowState& result) const;
+  /// Reduces a tile against a packed split.
+  void reduce_packed(const Tile& tile, const PackedSplit& packed, const RowState& result) const;
   /// Reduces rows [begin, end) of a split's group into the partial states from `partial` on.
   void reduce_rows(const Split& split, const core::KeySource& source, std::int64_t begin,
                    std::int64_t end, const ThreadSpace& space, std::int64_t partial) const;
@@ -84,7 +83,8 @@ class CpuRun : public core::Run {
   const core::Problem& problem_;
   core::Block block_;
   const Kernels& kernels_;
-  tbb::task_arena arena_;
+  int most_threads_;
+  int threads_ = 1;     // most that any work of this run was worth
   bool alone_ = false;  // of on_threads()
   Workspace workspace_;
   std::deque<double> seconds_;  // of submissions not waited for yet

@@ -12,7 +12,7 @@
 
 namespace keyfold::cpu {
 
-inline constexpr std::int64_t kPackedSplits = 4;  // splits packed together for shared rows
+inline constexpr std::int64_t kPackedKeys = 4 * kSplitLen;  // packed together for shared rows
 inline constexpr std::int64_t kFewRows = 32;   // rows of a group up to which splits are the tasks
 inline constexpr std::int64_t kTaskRows = 48;  // rows of one task, before they are aligned
 inline constexpr std::int64_t kMaxTaskRows = 64;  // and after
@@ -29,9 +29,7 @@ struct Layout {
         row_tile(std::min(kernels.row_tile, std::max(kLeastRowTile, kQueryWords / words))),
         bias_rows(problem.mask ? score_rows() : 0) {}
 
-  std::int64_t packed_k() const { return words * kSplitLen; }
-  std::int64_t packed_v() const { return padded_value_dim * kSplitLen; }
-  std::int64_t packed_split() const { return packed_k() + packed_v(); }
+  std::int64_t packed_key() const { return words + padded_value_dim; }
   std::int64_t row_state() const { return padded_value_dim + 2; }
   /// Query rows that one thread packs together: a task's, or kFewRows.
   static constexpr std::int64_t query_floats() {
@@ -47,7 +45,7 @@ struct Layout {
   }
   std::int64_t total(std::int64_t rows, int num_threads) const {
     return round_up(rows * row_state()) + round_up(kPartialRows * row_state()) +
-           kPackedSplits * packed_split() + num_threads * thread();
+           kPackedKeys * packed_key() + num_threads * thread();
   }
   /// Keeps what follows on a cache line of its own.
   static std::int64_t round_up(std::int64_t floats) { return (floats + 15) / 16 * 16; }
@@ -68,6 +66,12 @@ struct RowStates {
     float* const m = data + rows * padded_dim;
     return {data + row * padded_dim, m + row, m + rows + row};
   }
+};
+
+/// Keys and values of a split, packed panel by panel.
+struct PackedSplit {
+  float* k;
+  float* v;
 };
 
 /// What one thread works in.
@@ -93,7 +97,7 @@ class Workspace {
     };
     states_ = {take(rows * row_state), rows, dim};
     partials_ = {take(kPartialRows * row_state), kPartialRows, dim};
-    packed_ = take(kPackedSplits * layout.packed_split());
+    packed_ = take(kPackedKeys * layout.packed_key());
     threads_ = next;
     std::fill_n(states_.data, rows * dim, 0.0f);
     std::fill_n(states_.data + rows * dim, rows, -std::numeric_limits<float>::infinity());
@@ -103,8 +107,11 @@ class Workspace {
   const Layout& layout() const { return layout_; }
   const RowStates& states() const { return states_; }
   const RowStates& partials() const { return partials_; }
-  float* packed_k(std::int64_t slot) const { return packed_ + slot * layout_.packed_split(); }
-  float* packed_v(std::int64_t slot) const { return packed_k(slot) + layout_.packed_k(); }
+  /// One of kPackedKeys / slot_keys.
+  PackedSplit packed(std::int64_t slot, std::int64_t slot_keys) const {
+    float* const k = packed_ + slot * slot_keys * layout_.packed_key();
+    return {k, k + slot_keys * layout_.words};
+  }
   ThreadSpace thread(std::int64_t index) const {
     float* const q = threads_ + index * layout_.thread();
     float* const scores = q + Layout::query_floats();

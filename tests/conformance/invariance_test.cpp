@@ -149,6 +149,34 @@ TEST_P(Invariance, I1TheLastRowsOfAPrefillAreFew) {
   }
 }
 
+TEST_P(Invariance, I2ShortPrefillsOfSeveralGroups) {
+  // Groups whose few keys are worked on together, as many as there is room for, by several threads.
+  Rng rng("short");
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    for (const std::int64_t kv_len : {1, 16, 33, 65, 513}) {
+      const Inputs inputs({.dtype = dtype,
+                           .batch = 2,
+                           .num_heads = 20,
+                           .num_kv_heads = 10,
+                           .q_len = 24,
+                           .kv_len = kv_len,
+                           .head_dim = 64,
+                           .causal = true},
+                          rng);
+      const Call call = inputs.call();
+      RunOptions how;
+      how.num_threads = 1;
+      const std::vector<std::byte> expected = run(call, how).bytes();
+      for (const int threads : {2, 3, 5}) {
+        how.num_threads = threads;
+        ASSERT_TRUE(run(call, how).bytes() == expected) << kv_len << " keys";
+      }
+      how.max_scratch_bytes = least_scratch(call, how);
+      ASSERT_TRUE(run(call, how).bytes() == expected) << kv_len << " keys, row by row";
+    }
+  }
+}
+
 TEST_P(Invariance, I3ABatchEntryAlone) {
   for_random_cases("I3", by_scale(6, 30, 100), [&](const Call& call, Rng& rng) {
     const Outputs whole = run(call);

@@ -122,7 +122,8 @@ void pack_k(const RowSource& k, std::int64_t count, void* packed_panel) {
   const std::int64_t num_words = words(k.dtype, k.dim);
   auto* out = static_cast<std::uint32_t*>(packed_panel);
   HWY_ALIGN std::uint32_t rows[kLanes * kMaxDim];
-  for (std::int64_t first = 0; first < kPanel; first += kLanes, out += kLanes * num_words) {
+  const std::int64_t end = (count + kStep - 1) / kStep * kStep;
+  for (std::int64_t first = 0; first < end; first += kLanes, out += kLanes * num_words) {
     const std::byte* from = k.data + first * k.row_stride;
     const std::int64_t here = std::clamp<std::int64_t>(count - first, 0, kLanes);
     for (std::int64_t i = 0; i < here; ++i) base::prefetch_ahead(from + i * k.row_stride, k);
@@ -186,8 +187,8 @@ template <int kParts>
 void pack_v(const RowSource& v, std::int64_t count, std::int64_t padded_dim, float* packed) {
   auto* out = reinterpret_cast<std::uint32_t*>(packed);
   RowSource rows = v;
-  for (std::int64_t first = 0; first < kPanel; first += kStep) {
-    const std::int64_t here = std::clamp<std::int64_t>(count - first, 0, kStep);
+  for (std::int64_t first = 0; first < count; first += kStep) {
+    const std::int64_t here = std::min(count - first, kStep);
     pack_values<kParts>(rows, here, padded_dim, out);
     rows.data += kStep * v.row_stride;
     out += step_words<kParts>(padded_dim);
