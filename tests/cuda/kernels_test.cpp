@@ -40,7 +40,7 @@ core::Problem problem_of(DType dtype, Dims dims, const Variant& variant) {
   problem.softcap = variant.softcap;
   static const char kNothing[8] = {};
   if (variant.mask) {
-    problem.mask = TensorView{kNothing, *variant.mask, {1, 1, 1, 1}, {0, 0, 0, 0}};
+    problem.mask = TensorView{kNothing, *variant.mask, {1, 1, variant.q_len, 1000}, {0, 0, 1000, 1}};
   }
   return problem;
 }
@@ -93,6 +93,7 @@ std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& t
     for (const bool partial : {false, true}) all.push_back(shapes.main(partial));
     if (shapes.prepare()) all.push_back(*shapes.prepare());
     if (shapes.other()) all.push_back(*shapes.other());
+    if (shapes.other()) all.push_back(*shapes.other(false, true));
     if (shapes.careful()) all.push_back(*shapes.careful());
     if (shapes.careful())
       all.push_back(shapes.main(false, true)), all.push_back(*shapes.careful(true));
