@@ -103,22 +103,31 @@ std::optional<WgmmaShape> with_biases(const ShapeQuery& query, WgmmaShape s, std
   const std::uint32_t head = panels_of(query.head_dim), slot = slot_bytes(s) + 16;
   const std::uint32_t room = room_of(s, head) - kMostMarks * kOfMark;
   const std::uint32_t panels = s.keys * size / 128, panel = ceil_div(rows, 8) * 1024;
-  const std::uint32_t least = std::max(head / s.part_panels, s.keys / s.part_keys);  // of a product
-  // A tile and a half of values, or, where that is too much, two parts; for one slot at most.
-  for (const bool enough : {true, false}) {
-    for (const std::uint32_t slots : {s.slots, s.slots - 1}) {
-      if (slots < least || slots * slot > room) continue;
-      for (std::uint32_t parts = 1; parts <= panels; ++parts) {
-        const std::uint32_t bytes = panels / parts * panel + 16;
-        const std::uint32_t count = std::min(2 * parts, (room - slots * slot) / bytes);
-        if (panels % parts != 0 || count < 2 || (enough && 2 * count < 3 * parts)) continue;
-        s.shared_bytes = kHopperShared - room + slots * slot + count * bytes;
-        s.slots = slots;
-        s.mark_slots = kMostMarks;
-        s.bias_slots = count;
-        s.bias_parts = parts;
-        return s;
-      }
+  const std::uint32_t key_parts = head / s.part_panels, value_parts = s.keys / s.part_keys;
+  const std::uint32_t least_slots = std::max({2u, key_parts, value_parts});  // full at once
+  const auto fits = [&](std::uint32_t slots, std::uint32_t parts, std::uint32_t least) {
+    const std::uint32_t bytes = panels / parts * panel + 16;
+    if (slots * slot + least * bytes > room) return false;
+    s.slots = slots;
+    s.mark_slots = kMostMarks;
+    s.bias_parts = parts;
+    s.bias_slots = std::max(least, std::min(kMostMarks, (room - slots * slot) / bytes));
+    s.shared_bytes = kHopperShared - room + slots * slot + s.bias_slots * bytes;
+    return true;
+  };
+  // Waits between parts cost more than slots for K and V. So tiles of values come as one, two at a
+  // time or one, beside a tile and a half of K and V; where they are too large, by panels,
+  // and these all at once, if that can be.
+  const std::uint32_t all = s.slots, half_more = 3 * (key_parts + value_parts) / 2;
+  for (const std::uint32_t least : {2u, 1u}) {
+    for (std::uint32_t slots = all; slots >= std::max(least_slots, std::min(all - 1, half_more));
+         --slots) {
+      if (fits(slots, 1, least)) return s;
+    }
+  }
+  for (const std::uint32_t least : {panels, 2u}) {
+    for (std::uint32_t slots = all; slots >= least_slots; --slots) {
+      if (fits(slots, panels, least)) return s;
     }
   }
   return std::nullopt;

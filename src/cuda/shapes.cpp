@@ -168,9 +168,8 @@ KernelSpec Shapes::wgmma(bool careful, bool ended, bool mask_values, bool copies
                    define("PART_KEYS", s.part_keys), define("SLOTS", s.slots),
                    define("MARK_SLOTS", s.mark_slots), define("MASK_VALUES", mask_values ? 1 : 0),
                    define("BIAS_SLOTS", s.bias_slots), define("BIAS_PARTS", s.bias_parts),
-                   define("BIAS_ROWS", box.rows * box.heads),
-                   define("WEIGHINGS", s.weighings), define("PARTIAL", tiling_.folds ? 0 : 1),
-                   define("ENDED", ended ? 1 : 0)}) {
+                   define("BIAS_ROWS", box.rows * box.heads), define("WEIGHINGS", s.weighings),
+                   define("PARTIAL", tiling_.folds ? 0 : 1), define("ENDED", ended ? 1 : 0)}) {
     kernel.options.push_back(std::move(option));
   }
   kernel.overlaps = careful;

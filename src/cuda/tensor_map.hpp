@@ -14,9 +14,9 @@ namespace keyfold::cuda {
 
 /// Of q: (column, head of the group, row of the block, group, batch entry), or, where q is
 /// gathered, (column, 0, index, group of the block, 0). Of k and v: (column, key of the chunk,
-/// head, batch entry), all counted from 0; keys behind the chunk read as zero. Of the mask, or nothing:
-/// (key of the chunk, query head, row of the block, batch entry); an axis that it is broadcast over
-/// has one place.
+/// head, batch entry), all counted from 0; keys behind the chunk read as zero. Of the mask, or
+/// nothing: (key of the chunk, query head, row of the block, batch entry); an axis that it is
+/// broadcast over has one place.
 using TensorMaps = std::array<CUtensorMap, 4>;
 
 /// `q`: where it is, if it is not gathered; see maps_queries().

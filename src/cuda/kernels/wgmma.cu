@@ -27,7 +27,7 @@ struct Rows {
   float o[kValueWidth / 2], s[kKeys / 2];
   u32 w[kKeys / 4];  // weights, as the left side of products
   float m[2], l[2];
-  float t[2];  // this thread's part of l since the last split's end
+  float t[2];         // this thread's part of l since the last split's end
   u64 mask[2];        // kMaskValues: see scores.cuh
   u32 bias_place[2];  // kBiased
 };

@@ -49,8 +49,8 @@ KEYFOLD_INLINE float2 read_biases(u32 address) {
 }
 
 // A tile's values are added to the scores of two rows, whose places in a panel are `place`, as
-// scores.cuh has them. kHides: some may be -Inf. Without a softcap scores are scaled here: where all
-// are before, the compiler puts many aside.
+// scores.cuh has them. kHides: some may be -Inf. Without a softcap scores are scaled here: where
+// all are before, the compiler puts many aside.
 template <bool kHides>
 KEYFOLD_INLINE void add_biases(float (&s)[kKeys / 2], float scale, const u32 (&place)[2],
                                BiasRing& ring, u32 base, const Barriers& bars, bool speaks) {

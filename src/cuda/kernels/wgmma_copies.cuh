@@ -43,8 +43,7 @@ KEYFOLD_INLINE void hand_out(const Job& job, u32 i, const TensorMap& q_map, cons
 // Copies the keys and values of a job, as far ahead as there are slots.
 KEYFOLD_INLINE void copy_keys(const Job& job, const TensorMap& k_map, const TensorMap& v_map,
                               const TensorMap& mask_map, const Params& p, u32 base,
-                              const Barriers& bars, Ring& ring, MarkRing& marks,
-                              BiasRing& biases) {
+                              const Barriers& bars, Ring& ring, MarkRing& marks, BiasRing& biases) {
   if (job.begin == job.end) return;
   const u32 batch = job.group / p.kv_heads, kv_head = job.group % p.kv_heads;
   // A tensor that is broadcast over heads or batch entries has one of them.
@@ -58,8 +57,7 @@ KEYFOLD_INLINE void copy_keys(const Job& job, const TensorMap& k_map, const Tens
         if (!more) break;
       }
       for (u32 part = 0; part < kKeyParts + kValueParts; ++part) {
-        if (kBiased && part == kKeyParts)
-          copy_biases(job, tile.n, mask_map, p, base, bars, biases);
+        if (kBiased && part == kKeyParts) copy_biases(job, tile.n, mask_map, p, base, bars, biases);
         const u32 to = base + kSlotsAt + ring.slot * kSlotBytes, full = bars.full + 8 * ring.slot;
         barrier_wait(bars.empty + 8 * ring.slot, ring.parity ^ 1);
         if (part < kKeyParts) {
