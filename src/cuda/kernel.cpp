@@ -30,6 +30,7 @@
 #include "units.cuh.hpp"
 #include "wgmma.cu.hpp"
 #include "wgmma3.cu.hpp"
+#include "wgmma_biases.cuh.hpp"
 #include "wgmma_copies.cuh.hpp"
 #include "wgmma_jobs.cuh.hpp"
 #include "wgmma_marks.cuh.hpp"
@@ -70,6 +71,7 @@ const std::vector<SourceFile>& kernel_headers() {
                                    {"scores.cuh", kernels::scores_cuh},
                                    {"types.cuh", kernels::types_cuh},
                                    {"units.cuh", kernels::units_cuh},
+                                   {"wgmma_biases.cuh", kernels::wgmma_biases_cuh},
                                    {"wgmma_copies.cuh", kernels::wgmma_copies_cuh},
                                    {"wgmma_jobs.cuh", kernels::wgmma_jobs_cuh},
                                    {"wgmma_marks.cuh", kernels::wgmma_marks_cuh}};

@@ -15,6 +15,8 @@ namespace keyfold::cuda {
 struct TensorTiles {
   std::uint32_t q_rows = 0, k_rows = 0, v_rows = 0;
   std::uint32_t columns = 0;
+  /// Of the mask, where the kernel copies it, too: keys x heads x rows; 128 bytes of keys.
+  std::uint32_t mask_keys = 0, mask_heads = 0, mask_rows = 0;
 };
 
 /// All that compiling a kernel needs but the architecture, and launching it but the grid.
@@ -24,7 +26,7 @@ struct KernelSpec {
   std::vector<std::string> options;  ///< for NVRTC: -D..., --fmad=false, ...
   std::uint32_t threads = 0;
   std::uint32_t shared_bytes = 0;  ///< that its launch asks for
-  /// Maps of q, k and v follow Params as arguments: see tensor_map.hpp.
+  /// Maps of q, k, v and the mask follow Params as arguments: see tensor_map.hpp.
   std::optional<TensorTiles> tiles = {};
   /// Behind them comes a Jobs: blocks take jobs in turn, so that the grid is as large as the
   /// device.

@@ -58,12 +58,22 @@ AttendShape attend_shape(const ShapeQuery& query) {
   return s;
 }
 
+namespace {
+
+// What wgmma.cu has in shared memory beside slots for parts of tiles.
+constexpr std::uint32_t kHopperShared = 227 << 10;         // of a block
+constexpr std::uint32_t kMostMarks = 4, kOfMark = 16 + 8;  // barriers, and what is said of marks
+std::uint32_t panels_of(std::int64_t dim) { return ceil_div(static_cast<std::uint32_t>(dim), 64); }
+std::uint32_t slot_bytes(const WgmmaShape& s) { return s.part_panels * s.keys * 128; }
+std::uint32_t room_of(const WgmmaShape& s, std::uint32_t head_panels) {
+  constexpr std::uint32_t kRecords = 4 * 44;  // of jobs
+  return kHopperShared - s.rows() * head_panels * 128 - 16 * s.warpgroups - kRecords;
+}
+
+}  // namespace
+
 std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows, bool masked) {
-  constexpr std::uint32_t kShared = 227 << 10;  // of a block on Hopper
-  const auto panels = [](std::int64_t dim) {
-    return ceil_div(static_cast<std::uint32_t>(dim), 64);
-  };
-  const std::uint32_t head = panels(query.head_dim), value = panels(query.value_dim);
+  const std::uint32_t head = panels_of(query.head_dim), value = panels_of(query.value_dim);
   if (query.dtype == DType::kFloat32 || head > 4 || value > 4) return std::nullopt;
   WgmmaShape s;
   // Scores and outputs of three warpgroups have to stay within 160 registers a thread, those of two
@@ -80,15 +90,47 @@ std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_
   s.part_panels = s.keys != 128 ? 1 : head % 2 == 0 ? 2 : head;
   s.part_keys = s.keys;
   while (s.part_keys * value > s.keys * s.part_panels) s.part_keys /= 2;
-  const std::uint32_t slot = s.part_panels * s.keys * 128, queries = s.rows() * head * 128;
-  // Marks, barriers, jobs and what is said of the marks are behind the slots.
-  constexpr std::uint32_t kRecords = 4 * 44, kMostMarks = 4;
-  const std::uint32_t marks = s.rows() * s.keys / 8 + 16 + 8;
-  const std::uint32_t room = kShared - queries - 16 * s.warpgroups - kRecords;
+  const std::uint32_t slot = slot_bytes(s), marks = s.rows() * s.keys / 8 + kOfMark;
+  const std::uint32_t room = room_of(s, head);
   s.slots = (room - (masked ? marks : 0)) / (slot + 16);
   if (masked) s.mark_slots = std::min(kMostMarks, (room - s.slots * (slot + 16)) / marks);
-  s.shared_bytes = kShared - room + s.slots * (slot + 16) + s.mark_slots * marks;
+  s.shared_bytes = kHopperShared - room + s.slots * (slot + 16) + s.mark_slots * marks;
   return s;
+}
+
+std::optional<WgmmaShape> with_biases(const ShapeQuery& query, WgmmaShape s, std::uint32_t size,
+                                      std::uint32_t rows) {
+  const std::uint32_t head = panels_of(query.head_dim), slot = slot_bytes(s) + 16;
+  const std::uint32_t room = room_of(s, head) - kMostMarks * kOfMark;
+  const std::uint32_t panels = s.keys * size / 128, panel = ceil_div(rows, 8) * 1024;
+  const std::uint32_t key_parts = head / s.part_panels, value_parts = s.keys / s.part_keys;
+  const std::uint32_t least_slots = std::max({2u, key_parts, value_parts});  // full at once
+  const auto fits = [&](std::uint32_t slots, std::uint32_t parts, std::uint32_t least) {
+    const std::uint32_t bytes = panels / parts * panel + 16;
+    if (slots * slot + least * bytes > room) return false;
+    s.slots = slots;
+    s.mark_slots = kMostMarks;
+    s.bias_parts = parts;
+    s.bias_slots = std::max(least, std::min(kMostMarks, (room - slots * slot) / bytes));
+    s.shared_bytes = kHopperShared - room + slots * slot + s.bias_slots * bytes;
+    return true;
+  };
+  // Waits between parts cost more than slots for K and V. So tiles of values come as one, two at a
+  // time or one, beside a tile and a half of K and V; where they are too large, by panels,
+  // and these all at once, if that can be.
+  const std::uint32_t all = s.slots, half_more = 3 * (key_parts + value_parts) / 2;
+  for (const std::uint32_t least : {2u, 1u}) {
+    for (std::uint32_t slots = all; slots >= std::max(least_slots, std::min(all - 1, half_more));
+         --slots) {
+      if (fits(slots, 1, least)) return s;
+    }
+  }
+  for (const std::uint32_t least : {panels, 2u}) {
+    for (std::uint32_t slots = all; slots >= least_slots; --slots) {
+      if (fits(slots, panels, least)) return s;
+    }
+  }
+  return std::nullopt;
 }
 
 std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,

@@ -46,9 +46,10 @@ struct WgmmaShape {
   std::uint32_t keys = 0;  ///< of a tile
   /// K and V of a tile come in parts: some panels of 64 columns of K, some keys of V.
   std::uint32_t part_panels = 0, part_keys = 0;
-  std::uint32_t slots = 0;       ///< for parts
-  std::uint32_t mark_slots = 0;  ///< for a tile's bits of a mask
-  std::uint32_t weighings = 0;   ///< steps in which scores become weights and meet V
+  std::uint32_t slots = 0;                       ///< for parts
+  std::uint32_t mark_slots = 0;                  ///< for a tile's bits of a mask
+  std::uint32_t bias_slots = 0, bias_parts = 1;  ///< for a tile's values of a mask, in parts
+  std::uint32_t weighings = 0;  ///< steps in which scores become weights and meet V
   std::uint32_t shared_bytes = 0;
 
   std::uint32_t threads() const { return 128 * (warpgroups + 1); }
@@ -154,6 +155,10 @@ struct MergeShape {
 /// For `num_rows` rows of a group. nullopt for float32, and where registers or shared memory are
 /// too few. `masked`: rows have masks, which changes no bit.
 std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows, bool masked);
+/// The same with room for a mask's values, of so many bytes each, in place of bits: `rows` of a
+/// tile. nullopt where there is none.
+std::optional<WgmmaShape> with_biases(const ShapeQuery& query, WgmmaShape shape, std::uint32_t size,
+                                      std::uint32_t rows);
 /// nullopt for all but float32, and where registers or shared memory are too few.
 std::optional<Wgmma3Shape> wgmma3_shape(const ShapeQuery& query);
 /// nullopt where `max_shared_bytes`, of a block, do not suffice. `masked`: rows have masks.

@@ -44,7 +44,8 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
   const bool partial = !cut.direct;
   const bool ended = ends.out.at != 0;
   const KernelSpec main = shapes_.main(partial, ended);
-  const std::optional<KernelSpec> prepare = shapes_.prepare(), other = shapes_.other(ended),
+  const std::optional<KernelSpec> prepare = shapes_.prepare(),
+                                  other = shapes_.other(ended, shapes_.copies_mask(chunk)),
                                   careful = shapes_.careful(ended);
   std::vector<Launch> launches;
   for (const gpu::Wave& wave : cut.waves) {
@@ -95,7 +96,7 @@ std::vector<Launch> Launcher::plan_merge(gpu::Address other_state, const gpu::Pa
 void Launcher::run(CUstream stream, const std::vector<Launch>& launches) const {
   for (const Launch& launch : launches) {
     // The driver only reads them.
-    std::array<void*, 6> arguments{const_cast<Launch::Arguments*>(&launch.arguments)};
+    std::array<void*, 7> arguments{const_cast<Launch::Arguments*>(&launch.arguments)};
     std::size_t count = 1;
     if (launch.maps) {
       for (const CUtensorMap& map : *launch.maps)

@@ -84,6 +84,11 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
       tiling_.shared = strides[0] == 0 && strides[1] == 0;
       tiling_.prepared_head = MaskBits::kRecordsFrom;
       tiling_.most_prepared = MaskBits::kMostBytes;
+      if (mask_has_values() && (strides[1] == 0 || 64 % problem.group_size() == 0)) {
+        const MaskBox box = mask_box();
+        const std::uint32_t size = u32(size_of(problem.mask->dtype));
+        biased_ = with_biases(query, *wgmma_, size, box.rows * box.heads);
+      }
     }
     return;
   }
@@ -145,19 +150,35 @@ KernelSpec Shapes::folding(const std::string& name, std::uint32_t threads,
   return kernel;
 }
 
-KernelSpec Shapes::wgmma(bool careful, bool ended, bool mask_values) const {
-  const WgmmaShape& s = *wgmma_;
+Shapes::MaskBox Shapes::mask_box() const {
+  const Dims& strides = problem_.mask->strides;
+  const std::uint32_t rows = wgmma_->rows(), heads = u32(problem_.group_size());
+  const std::uint32_t apart = strides[1] != 0 ? heads : 1;
+  if (strides[2] == 0) return {1, apart};
+  const bool whole = 64 % heads == 0;  // tiles begin with a row's first head
+  return {whole ? rows / heads : (rows + heads - 2) / heads + 1, apart};
+}
+
+KernelSpec Shapes::wgmma(bool careful, bool ended, bool mask_values, bool copies) const {
+  const WgmmaShape& s = copies ? *biased_ : *wgmma_;
+  const MaskBox box = copies ? mask_box() : MaskBox{};
   KernelSpec kernel = folding("wgmma", s.threads(), s.shared_bytes, s.keys, careful);
   for (std::string& option :
        std::vector{define("WARPGROUPS", s.warpgroups), define("PART_PANELS", s.part_panels),
                    define("PART_KEYS", s.part_keys), define("SLOTS", s.slots),
                    define("MARK_SLOTS", s.mark_slots), define("MASK_VALUES", mask_values ? 1 : 0),
-                   define("WEIGHINGS", s.weighings), define("PARTIAL", tiling_.folds ? 0 : 1),
-                   define("ENDED", ended ? 1 : 0)}) {
+                   define("BIAS_SLOTS", s.bias_slots), define("BIAS_PARTS", s.bias_parts),
+                   define("BIAS_ROWS", box.rows * box.heads), define("WEIGHINGS", s.weighings),
+                   define("PARTIAL", tiling_.folds ? 0 : 1), define("ENDED", ended ? 1 : 0)}) {
     kernel.options.push_back(std::move(option));
   }
   kernel.overlaps = careful;
   kernel.tiles = {.q_rows = 64, .k_rows = s.keys, .v_rows = s.part_keys, .columns = 64};
+  if (copies) {
+    kernel.tiles->mask_keys = 128 / u32(size_of(problem_.mask->dtype));
+    kernel.tiles->mask_heads = box.heads;
+    kernel.tiles->mask_rows = box.rows;
+  }
   kernel.ends = true;
   return kernel;
 }
@@ -227,9 +248,13 @@ Grid Shapes::prepare_grid(const gpu::Wave& wave) const {
   return {u32(wave.num_splits * tiling_.split_len / wgmma3_->keys), u32(wave.num_groups)};
 }
 
-std::optional<KernelSpec> Shapes::other(bool ended) const {
+std::optional<KernelSpec> Shapes::other(bool ended, bool copies) const {
   if (!mask_has_values()) return std::nullopt;
-  return wgmma(false, ended && tiling_.folds, true);
+  return wgmma(false, ended && tiling_.folds, true, copies && biased_);
+}
+
+bool Shapes::copies_mask(const gpu::Params& params) const {
+  return biased_ && maps_mask(problem_, params);
 }
 
 std::optional<KernelSpec> Shapes::careful(bool ended) const {
@@ -268,7 +293,7 @@ std::vector<KernelSpec> Shapes::all() const {
   std::vector<KernelSpec> specs;
   for (const bool ended : {false, true}) {
     for (const bool partial : {false, true}) specs.push_back(main(partial, ended));
-    for (std::optional<KernelSpec> spec : {other(ended), careful(ended)}) {
+    for (std::optional<KernelSpec> spec : {other(ended), other(ended, true), careful(ended)}) {
       if (spec) specs.push_back(*std::move(spec));
     }
   }

@@ -53,8 +53,10 @@ class Shapes {
   std::optional<KernelSpec> prepare() const;
   Grid prepare_grid(const gpu::Wave& wave) const;
   /// What runs behind main() and takes its place where the mask is not as main() wants it: see
-  /// kernels/wgmma.cu.
-  std::optional<KernelSpec> other(bool ended = false) const;
+  /// kernels/wgmma.cu. `copies`: as copies_mask().
+  std::optional<KernelSpec> other(bool ended = false, bool copies = false) const;
+  /// Whether other() can have the copy engine bring a chunk's mask.
+  bool copies_mask(const gpu::Params& params) const;
   /// What has to run behind main(), for the jobs that it has left: see kernels/fold.cuh.
   std::optional<KernelSpec> careful(bool ended = false) const;
 
@@ -84,7 +86,12 @@ class Shapes {
   /// With what a kernel of jobs is compiled for besides.
   KernelSpec folding(const std::string& name, std::uint32_t threads, std::uint32_t shared_bytes,
                      std::uint32_t keys, bool careful) const;
-  KernelSpec wgmma(bool careful, bool ended, bool mask_values) const;
+  KernelSpec wgmma(bool careful, bool ended, bool mask_values, bool copies = false) const;
+  /// Rows of the mask that a tile has, of so many heads each.
+  struct MaskBox {
+    std::uint32_t rows = 0, heads = 0;
+  };
+  MaskBox mask_box() const;
   /// Whether scores may have to meet a mask's values, rather than its bits.
   bool mask_has_values() const { return wgmma_ && gpu::mask_type(problem_) > 1; }
   KernelSpec mma(bool careful) const;
@@ -100,6 +107,7 @@ class Shapes {
   double rate_ = 8e10;               ///< rough speed of a multiprocessor, flops per second
   std::uint32_t device_blocks_ = 1;  ///< of a kernel with jobs, on the whole device
   std::optional<WgmmaShape> wgmma_;
+  std::optional<WgmmaShape> biased_;  ///< the same with room for a mask's values
   std::optional<MmaShape> mma_;
   std::optional<DecodeMmaShape> decode_mma_;
   std::optional<Wgmma3Shape> wgmma3_;

@@ -1,6 +1,7 @@
 // Sizes, strides and swizzles.
 #include "cuda/tensor_map.hpp"
 
+#include <algorithm>
 #include <vector>
 
 #include "gpu/kernel_options.hpp"
@@ -32,6 +33,7 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
                               const gpu::Params& p, const TensorRows& q) {
   const AttentionShape& s = problem.shape;
   const std::int64_t size = size_of(s.dtype);
+  DType dtype = s.dtype;
   /// `box` and `sizes` of columns, rows, ...; `strides` of rows, ..., in bytes.
   const auto encode = [&](gpu::Address address, std::vector<cuuint32_t> box,
                           const std::vector<std::int64_t>& sizes,
@@ -45,10 +47,10 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
     const std::vector<cuuint32_t> ones(sizes.size(), 1);
     CUtensorMap map{};
     driver.tensor_map_encode_tiled(
-        &map, map_type(s.dtype), static_cast<cuuint32_t>(sizes.size()),
+        &map, map_type(dtype), static_cast<cuuint32_t>(sizes.size()),
         reinterpret_cast<void*>(address),  // NOLINT(performance-no-int-to-ptr)
         dims.data(), steps.data(), box.data(), ones.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
-        swizzle_of(tiles.columns * size), CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        swizzle_of(box[0] * size_of(dtype)), CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return map;
   };
@@ -65,11 +67,27 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
                   {s.head_dim, p.heads, s.q_len - block.row_begin, s.num_kv_heads, s.batch},
                   {q.head, q.row, q.group, q.batch});
   };
-  return {queries(),
-          encode(p.k, {tiles.columns, tiles.k_rows}, {head, keys, s.num_kv_heads, s.batch},
-                 {p.k_key, p.k_head, p.k_batch}),
-          encode(p.v, {tiles.columns, tiles.v_rows}, {value, keys, s.num_kv_heads, s.batch},
-                 {p.v_key, p.v_head, p.v_batch})};
+  TensorMaps maps{queries(),
+                  encode(p.k, {tiles.columns, tiles.k_rows}, {head, keys, s.num_kv_heads, s.batch},
+                         {p.k_key, p.k_head, p.k_batch}),
+                  encode(p.v, {tiles.columns, tiles.v_rows}, {value, keys, s.num_kv_heads, s.batch},
+                         {p.v_key, p.v_head, p.v_batch})};
+  if (tiles.mask_keys != 0) {
+    // Rows behind the chunk's need not be there.
+    dtype = problem.mask->dtype;
+    maps[3] = encode(p.mask, {tiles.mask_keys, tiles.mask_heads, tiles.mask_rows},
+                     {keys, s.num_heads, gpu::ceil_div(p.index_end, p.heads), s.batch},
+                     {p.mask_head, p.mask_row, p.mask_batch});
+  }
+  return maps;
+}
+
+bool maps_mask(const core::Problem& problem, const gpu::Params& p) {
+  const std::int64_t size = size_of(problem.mask->dtype), row = p.num_keys * size;
+  if (p.mask % 16 != 0 || p.mask_key != size) return false;
+  return std::ranges::all_of(std::array{p.mask_batch, p.mask_head, p.mask_row}, [&](auto stride) {
+    return stride == 0 || (stride % 16 == 0 && stride >= row && stride < std::int64_t{1} << 40);
+  });
 }
 
 bool maps_queries(const core::Problem& problem, const TensorTiles& tiles, const TensorRows& q) {

@@ -40,7 +40,8 @@ core::Problem problem_of(DType dtype, Dims dims, const Variant& variant) {
   problem.softcap = variant.softcap;
   static const char kNothing[8] = {};
   if (variant.mask) {
-    problem.mask = TensorView{kNothing, *variant.mask, {1, 1, 1, 1}, {0, 0, 0, 0}};
+    problem.mask =
+        TensorView{kNothing, *variant.mask, {1, 1, variant.q_len, 1000}, {0, 0, 1000, 1}};
   }
   return problem;
 }
@@ -93,6 +94,7 @@ std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& t
     for (const bool partial : {false, true}) all.push_back(shapes.main(partial));
     if (shapes.prepare()) all.push_back(*shapes.prepare());
     if (shapes.other()) all.push_back(*shapes.other());
+    if (shapes.other()) all.push_back(*shapes.other(false, true));
     if (shapes.careful()) all.push_back(*shapes.careful());
     if (shapes.careful())
       all.push_back(shapes.main(false, true)), all.push_back(*shapes.careful(true));
@@ -189,6 +191,32 @@ TEST(Shapes, JobsCoverAllRowsOnce) {
       }
     }
     EXPECT_EQ(smaller, most == 3);
+  }
+}
+
+TEST(Shapes, ValuesOfAMaskHaveSlotsBesideThoseOfAProduct) {
+  for (const std::int64_t head : {1, 64, 128, 192, 256}) {
+    for (const std::int64_t value : {64, 128, 192, 256}) {
+      const ShapeQuery query{DType::kBFloat16, head, value};
+      const WgmmaShape bits = *wgmma_shape(query, 4000, true);
+      for (const std::uint32_t size : {2, 4}) {
+        for (std::uint32_t rows = 1; rows <= bits.rows(); ++rows) {
+          const std::optional<WgmmaShape> s = with_biases(query, bits, size, rows);
+          if (!s) continue;
+          const auto panels = static_cast<std::uint32_t>(head + 63) / 64;
+          // A product takes slots for all of its parts before it lets the first go.
+          EXPECT_GE(s->slots, std::max(panels / s->part_panels, s->keys / s->part_keys));
+          EXPECT_LE(s->slots, bits.slots);
+          EXPECT_GE(s->bias_slots, 1u);
+          EXPECT_EQ(s->keys * size / 128 % s->bias_parts, 0u);
+          EXPECT_LE(s->shared_bytes, max_shared_bytes(90));
+          // What bits of results depend on.
+          EXPECT_EQ(s->keys, bits.keys);
+          EXPECT_EQ(s->split_len(), bits.split_len());
+        }
+      }
+      EXPECT_TRUE(with_biases(query, bits, 4, bits.rows() / 4)) << head << ' ' << value;
+    }
   }
 }
 

@@ -64,6 +64,17 @@ KEYFOLD_INLINE float biased(float s, float bias) {
   return bias == hidden() ? hidden() : (kMaskType == 1 ? s : s + bias);
 }
 
+// Of keys from `first` on, those that a row does not see.
+template <i32 kCount>
+KEYFOLD_INLINE void hide_outside(float (&s)[kCount], i32 first, Range row_0, Range row_1) {
+#pragma unroll
+  for (i32 i = 0; i < kCount; ++i) {
+    const i32 key = first + i / 4 * 8 + i % 2;
+    const Range& range = i / 2 % 2 == 0 ? row_0 : row_1;
+    if (key < range.begin || key >= range.end) s[i] = hidden();
+  }
+}
+
 // `mask`: of a row, the chunk's first key. `edge`: some row may not see some of the keys; then
 // `seen(r)` is the keys that row r sees, and no other mask is read. kMasks: masks are added here.
 template <bool kMasks = kMaskType != 0, i32 kCount, class Seen>

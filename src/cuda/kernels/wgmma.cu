@@ -14,7 +14,8 @@
 // which meets the keys four times: with 1 where V is Inf, -Inf, NaN, and then with the rest of V.
 //
 // A mask comes as bits (wgmma_marks.cuh). Where it has other values than 0 and -Inf, another kernel
-// takes the launch's place, which reads the mask itself; the bits of results are the same.
+// takes the launch's place, to which the copy engine brings values (wgmma_biases.cuh), or which
+// reads the mask itself, where that cannot; the bits of results are the same.
 #include "scores.cuh"
 #include "wgmma_copies.cuh"
 
@@ -26,14 +27,17 @@ struct Rows {
   float o[kValueWidth / 2], s[kKeys / 2];
   u32 w[kKeys / 4];  // weights, as the left side of products
   float m[2], l[2];
-  float t[2];  // this thread's part of l since the last split's end
-  u64 mask[2];
+  float t[2];         // this thread's part of l since the last split's end
+  u64 mask[2];        // kMaskValues: see scores.cuh
+  u32 bias_place[2];  // kBiased
 };
 
-// Hides and finishes the scores of tile n. What rows see is looked up where it is needed, since it
+// Hides and finishes the scores of a tile. What rows see is looked up where it is needed, since it
 // would take registers everywhere.
-KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, u32 row, i32 n,
-                                  u32 lane) {
+KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, u32 row,
+                                  const Tile& tile, BiasRing& biases, u32 base,
+                                  const Barriers& bars, u32 lane) {
+  const i32 n = tile.n;
   const i32 first = n * i32(kKeys);
   const bool edge = first < job.full.begin || first + i32(kKeys) > job.full.end;
   if (!edge && !kFinished) return;
@@ -41,7 +45,18 @@ KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, u32 
     const u32 index = smaller(job.first + row + 8 * r, p.index_end - 1);
     return visible(load_batch(p, job.group / p.kv_heads), index / p.heads);
   };
-  finish_scores<kMaskValues>(c.s, p, c.mask, first + 2 * i32(lane % 4), edge, seen);
+  const i32 begin = first + 2 * i32(lane % 4);
+  if constexpr (kBiased) {
+    if (kSoftcap) scale_scores(c.s, p);
+    if (tile.full) {
+      add_biases<false>(c.s, p.scale, c.bias_place, biases, base, bars, lane == 0);
+    } else {
+      add_biases<true>(c.s, p.scale, c.bias_place, biases, base, bars, lane == 0);
+    }
+    if (edge) hide_outside(c.s, begin, seen(0), seen(1));
+  } else {
+    finish_scores<kMaskValues>(c.s, p, c.mask, begin, edge, seen);
+  }
 }
 
 // Beyond this the product of a maximum and log2(e) is too coarse to take scores against, or
@@ -347,7 +362,8 @@ KEYFOLD_INLINE bool any_odd(const Rows& c, u32 warpgroup) {
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     wgmma(const __grid_constant__ Params p, const __grid_constant__ TensorMap q_map,
           const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map,
-          const __grid_constant__ Jobs jobs, const __grid_constant__ Ends ends) {
+          const __grid_constant__ TensorMap mask_map, const __grid_constant__ Jobs jobs,
+          const __grid_constant__ Ends ends) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const u32 base = shared_address(shared);
   const Barriers bars = barriers_at(base + kBarriersAt);
@@ -379,7 +395,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       barrier_init(bars.marks_full + i, 32);
       barrier_init(bars.marks_empty + i, 4 * kWarpgroups + 1 + (releases ? 1 : 0));
     }
+    for (u32 i = 0; i < 8 * kBiasSlots; i += 8) {
+      barrier_init(bars.biases_full + i, 1);
+      barrier_init(bars.biases_empty + i, 4 * kWarpgroups);
+    }
     barriers_are_there();
+    if (kBiased) prefetch_map(mask_map);
     prefetch_map(q_map);
     prefetch_map(k_map);
     prefetch_map(v_map);
@@ -392,7 +413,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   if (role == 0) {
     give_registers<kWarpgroups == 3 ? 32 : 40>();
     const auto copy = [&](bool queries, bool keys) {
-      produce(queries, keys, q_map, k_map, v_map, p, jobs, ends, base, bars, records);
+      produce(queries, keys, q_map, k_map, v_map, mask_map, p, jobs, ends, base, bars, records);
     };
     // Each in a warp of its own.
     if (threadIdx.x == 0) copy(kMasked, true);
@@ -412,6 +433,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 
   Ring ring;
   MarkRing marks;
+  BiasRing biases;
   Rows c;
   for (u32 i = 0;; ++i) {
     barrier_wait(bars.q_full + 8 * warpgroup, i % 2);
@@ -429,7 +451,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       inside[r] = index < p.index_end;
       const u32 at = smaller(index, p.index_end - 1);
       state[r] = state_of(p, job, at);
-      if (kMaskValues) c.mask[r] = mask_address(p, job.group / p.kv_heads, job.group, at);
+      if (kBiased) c.bias_place[r] = bias_place(bias_row(p, job, at), lane);
+      if (kMaskValues && !kBiased)
+        c.mask[r] = mask_address(p, job.group / p.kv_heads, job.group, at);
     }
     if (kPartial && blind) {
       for (u32 r = 0; r < 2; ++r) {
@@ -485,7 +509,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         if (!kMasked && pass == 0 && n + 1 == job.end && leader)
           barrier_arrive(bars.q_empty + 8 * warpgroup);
 
-        finish_scores(c, p, job, row, n, lane);
+        finish_scores(c, p, job, row, tile, biases, base, bars, lane);
         if (kMasked && !kMaskValues && !tile.full) hide_unseen(c.s, marks, base, row, lane);
         let_marks_go();
         const Step step = raise_maxima(c, p);

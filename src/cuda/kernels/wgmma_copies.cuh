@@ -1,7 +1,7 @@
 // The sides of wgmma.cu that copy, and that stand for warpgroups without rows.
 #pragma once
 
-#include "wgmma_marks.cuh"
+#include "wgmma_biases.cuh"
 
 // Waits for what a warpgroup of another block leaves at a cut.
 KEYFOLD_INLINE void await_part(const Jobs& jobs, u32 cut, u32 warpgroup) {
@@ -42,8 +42,8 @@ KEYFOLD_INLINE void hand_out(const Job& job, u32 i, const TensorMap& q_map, cons
 
 // Copies the keys and values of a job, as far ahead as there are slots.
 KEYFOLD_INLINE void copy_keys(const Job& job, const TensorMap& k_map, const TensorMap& v_map,
-                              const Params& p, u32 base, const Barriers& bars, Ring& ring,
-                              MarkRing& marks) {
+                              const TensorMap& mask_map, const Params& p, u32 base,
+                              const Barriers& bars, Ring& ring, MarkRing& marks, BiasRing& biases) {
   if (job.begin == job.end) return;
   const u32 batch = job.group / p.kv_heads, kv_head = job.group % p.kv_heads;
   // A tensor that is broadcast over heads or batch entries has one of them.
@@ -57,6 +57,7 @@ KEYFOLD_INLINE void copy_keys(const Job& job, const TensorMap& k_map, const Tens
         if (!more) break;
       }
       for (u32 part = 0; part < kKeyParts + kValueParts; ++part) {
+        if (kBiased && part == kKeyParts) copy_biases(job, tile.n, mask_map, p, base, bars, biases);
         const u32 to = base + kSlotsAt + ring.slot * kSlotBytes, full = bars.full + 8 * ring.slot;
         barrier_wait(bars.empty + 8 * ring.slot, ring.parity ^ 1);
         if (part < kKeyParts) {
@@ -81,17 +82,19 @@ KEYFOLD_INLINE void copy_keys(const Job& job, const TensorMap& k_map, const Tens
 // The threads that copy: one for all, where other warps bring marks, else one for q and another
 // for keys and values, which need not wait for warpgroups to be done with q.
 KEYFOLD_INLINE void produce(bool queries, bool keys, const TensorMap& q_map, const TensorMap& k_map,
-                            const TensorMap& v_map, const Params& p, const Jobs& jobs,
-                            const Ends& ends, u32 base, const Barriers& bars, Job* records) {
+                            const TensorMap& v_map, const TensorMap& mask_map, const Params& p,
+                            const Jobs& jobs, const Ends& ends, u32 base, const Barriers& bars,
+                            Job* records) {
   Ring ring;
   MarkRing marks;
+  BiasRing biases;
   Queue queue;
   for (u32 i = 0;; ++i) {
     Job job;
     if (!queue.next(p, jobs, job)) job.units = 0;
     if (queries) hand_out(job, i, q_map, p, jobs, ends, base, bars, records);
     if (job.units == 0) return;
-    if (keys) copy_keys(job, k_map, v_map, p, base, bars, ring, marks);
+    if (keys) copy_keys(job, k_map, v_map, mask_map, p, base, bars, ring, marks, biases);
   }
 }
 
@@ -99,6 +102,7 @@ KEYFOLD_INLINE void produce(bool queries, bool keys, const TensorMap& q_map, con
 KEYFOLD_INLINE void release(u32 base, const Barriers& bars, const Job* records) {
   Ring ring;
   MarkRing marks;
+  BiasRing biases;
   for (u32 i = 0;; ++i) {
     barrier_wait(bars.q_full + 8 * (kWarpgroups - 1), i % 2);  // handed out last
     const Job job = records[i % kRecords];
@@ -115,6 +119,11 @@ KEYFOLD_INLINE void release(u32 base, const Barriers& bars, const Job* records) 
         arrive(bars.marks_empty + 8 * marks.slot, 4 * absent);  // four warps each; and this thread
         leave_marks(marks, bars);
         if (!more) break;
+      }
+      for (u32 part = 0; kBiased && part < kBiasParts; ++part) {
+        barrier_wait(bars.biases_full + 8 * biases.slot, biases.parity);
+        arrive(bars.biases_empty + 8 * biases.slot, 4 * absent);
+        biases.step();
       }
       for (u32 part = 0; part < kKeyParts + kValueParts; ++part) {
         barrier_wait(bars.full + 8 * ring.slot, ring.parity);

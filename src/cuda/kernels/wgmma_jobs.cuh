@@ -24,12 +24,20 @@ static_assert(kHeadPanels % kPartPanels == 0 && kKeys % kPartKeys == 0 && kPartK
 constexpr u32 kQueryPanel = 64 * 128, kKeyPanel = kKeys * 128, kValuePanel = kPartKeys * 128;
 constexpr u32 kKeyBytes = kPartPanels * kKeyPanel, kValueBytes = kValuePanels * kValuePanel;
 constexpr u32 kSlotBytes = larger(kKeyBytes, kValueBytes);
-constexpr u32 kMarkRow = kKeys / 8, kMarkBytes = kRows * kMarkRow;
-// Shared memory: q, slots, marks, barriers, jobs, what is said of the marks.
+// Of a mask's values, where they come through shared memory: panels of 128 bytes of each row that
+// a tile has, and some of a tile's panels in a slot: see wgmma_biases.cuh.
+constexpr u32 kBiasSlots = KEYFOLD_BIAS_SLOTS, kBiasParts = KEYFOLD_BIAS_PARTS;
+constexpr u32 kBiasRows = KEYFOLD_BIAS_ROWS, kBiasSize = kMaskType == 2 ? 4 : 2;
+constexpr u32 kBiasPanel = (kBiasRows + 7) / 8 * 1024;
+constexpr u32 kBiasPanels = kKeys * kBiasSize / 128 / kBiasParts, kBiasKeys = 128 / kBiasSize;
+constexpr u32 kBiasBytes = kBiasPanels * kBiasPanel;
+constexpr u32 kMarkRow = kKeys / 8, kMarkBytes = kBiasSlots != 0 ? 0 : kRows * kMarkRow;
+// Shared memory: q, slots, biases, marks, barriers, jobs, what is said of the marks.
 constexpr u32 kSlotsAt = kWarpgroups * kHeadPanels * kQueryPanel;
-constexpr u32 kMarksAt = kSlotsAt + kSlots * kSlotBytes;
+constexpr u32 kBiasesAt = kSlotsAt + kSlots * kSlotBytes;
+constexpr u32 kMarksAt = kBiasesAt + kBiasSlots * kBiasBytes;
 constexpr u32 kBarriersAt = kMarksAt + kMarkSlots * kMarkBytes;
-constexpr u32 kRecordsAt = kBarriersAt + 16 * (kSlots + kMarkSlots + kWarpgroups);
+constexpr u32 kRecordsAt = kBarriersAt + 16 * (kSlots + kMarkSlots + kBiasSlots + kWarpgroups);
 constexpr u32 kRecords = 4;  // jobs: one is begun while another ends, and two are between
 // Scores become weights in steps: products of one with V run beside exponentials of the next.
 constexpr u32 kWeighings = KEYFOLD_WEIGHINGS, kSteps = kKeys / 16 / kWeighings;
@@ -56,11 +64,13 @@ struct Jobs {
 };
 
 struct Barriers {  // one a warpgroup, and one a slot
-  u32 q_full, q_empty, full, empty, marks_full, marks_empty;
+  u32 q_full, q_empty, full, empty, marks_full, marks_empty, biases_full, biases_empty;
 };
 KEYFOLD_INLINE Barriers barriers_at(u32 at) {
   const u32 full = at + 16 * kWarpgroups, marks = full + 16 * kSlots;
-  return {at, at + 8 * kWarpgroups, full, full + 8 * kSlots, marks, marks + 8 * kMarkSlots};
+  const u32 biases = marks + 16 * kMarkSlots;
+  return {at,    at + 8 * kWarpgroups,   full,   full + 8 * kSlots,
+          marks, marks + 8 * kMarkSlots, biases, biases + 8 * kBiasSlots};
 }
 // A place in a ring of slots.
 template <u32 kCount>
