@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gpu/kernel_options.hpp"
+#include "gpu/layout.hpp"
 
 namespace keyfold::cuda {
 namespace {
