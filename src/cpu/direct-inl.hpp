@@ -124,13 +124,14 @@ HWY_INLINE const T* opaque(const T* p) {
 
 /// Asks for rows that are read later, in the order in which they lie: the processor's own prefetch
 /// follows such an order, but stops at page ends and at the columns in which rows are read here.
+/// Into L2, as far more lines can be on their way there than to L1, and a few at a time.
 class Ahead {
  public:
   HWY_INLINE Ahead(const std::byte* rows, std::int64_t row_bytes, std::int64_t stride)
       : row_(rows), row_bytes_(row_bytes), stride_(stride) {}
   HWY_INLINE void ask(std::int64_t lines) {
     for (; lines > 0; --lines) {
-      __builtin_prefetch(row_ + at_);
+      __builtin_prefetch(row_ + at_, 0, 2);
       at_ += kLine;
       if (at_ >= row_bytes_) at_ = 0, row_ += stride_;
     }
@@ -208,11 +209,12 @@ HWY_INLINE void score_strip(const typename Keys::Products::Word* q, std::int64_t
   const std::uint32_t* now = opaque(blocks[0]);
   std::uint32_t* later = blocks[1];
   Ahead next(k + ahead, steps / Keys::kSteps * (Keys::kBytes / 4), stride);
-  next.ask(kVectors * kLanes);
+  constexpr std::int64_t kLines = kVectors * kLanes * Keys::kBytes / kLine;  // of a block
+  next.ask(kLines);
   load_block<Keys, kVectors>(k, stride, blocks[0]);
   std::int64_t i = 0, byte = Keys::kBytes;
   for (; i + kBlock < steps; i += kBlock, byte += Keys::kBytes) {
-    if (byte % kLine == 0) next.ask(kVectors * kLanes);
+    next.ask(kLines);
     load_block<Keys, kVectors>(k + byte, stride, later);
     score_block<Keys>(q + i, now, kBlock, sum);
     later = const_cast<std::uint32_t*>(std::exchange(now, opaque(later)));
