@@ -32,6 +32,7 @@
 #include "wgmma3.cu.hpp"
 #include "wgmma_biases.cuh.hpp"
 #include "wgmma_copies.cuh.hpp"
+#include "wgmma_fold.cuh.hpp"
 #include "wgmma_jobs.cuh.hpp"
 #include "wgmma_marks.cuh.hpp"
 
@@ -73,6 +74,7 @@ const std::vector<SourceFile>& kernel_headers() {
                                    {"units.cuh", kernels::units_cuh},
                                    {"wgmma_biases.cuh", kernels::wgmma_biases_cuh},
                                    {"wgmma_copies.cuh", kernels::wgmma_copies_cuh},
+                                   {"wgmma_fold.cuh", kernels::wgmma_fold_cuh},
                                    {"wgmma_jobs.cuh", kernels::wgmma_jobs_cuh},
                                    {"wgmma_marks.cuh", kernels::wgmma_marks_cuh}};
   return all;
