@@ -34,9 +34,8 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
                               const gpu::Params& p, const TensorRows& q) {
   const AttentionShape& s = problem.shape;
   const std::int64_t size = size_of(s.dtype);
-  DType dtype = s.dtype;
   /// `box` and `sizes` of columns, rows, ...; `strides` of rows, ..., in bytes.
-  const auto encode = [&](gpu::Address address, std::vector<cuuint32_t> box,
+  const auto encode = [&](DType dtype, gpu::Address address, std::vector<cuuint32_t> box,
                           const std::vector<std::int64_t>& sizes,
                           const std::vector<std::int64_t>& strides) {
     std::vector<cuuint64_t> dims(sizes.begin(), sizes.end()), steps(strides.begin(), strides.end());
@@ -60,25 +59,25 @@ TensorMaps encode_tensor_maps(const Driver& driver, const core::Problem& problem
   const std::int64_t indices = p.block_indices, keys = p.num_keys;
   const auto queries = [&] {
     if (q.at == 0) {
-      return encode(p.q, {tiles.columns, 1, tiles.q_rows},
+      return encode(s.dtype, p.q, {tiles.columns, 1, tiles.q_rows},
                     {head, 1, indices, block.group_end - block.group_begin, 1},
                     {0, head * size, indices * head * size, 0});
     }
-    return encode(q.at, {tiles.columns, p.heads, tiles.q_rows / p.heads},
+    return encode(s.dtype, q.at, {tiles.columns, p.heads, tiles.q_rows / p.heads},
                   {s.head_dim, p.heads, s.q_len - block.row_begin, s.num_kv_heads, s.batch},
                   {q.head, q.row, q.group, q.batch});
   };
   TensorMaps maps{queries(),
-                  encode(p.k, {tiles.columns, tiles.k_rows}, {head, keys, s.num_kv_heads, s.batch},
-                         {p.k_key, p.k_head, p.k_batch}),
-                  encode(p.v, {tiles.columns, tiles.v_rows}, {value, keys, s.num_kv_heads, s.batch},
-                         {p.v_key, p.v_head, p.v_batch})};
+                  encode(s.dtype, p.k, {tiles.columns, tiles.k_rows},
+                         {head, keys, s.num_kv_heads, s.batch}, {p.k_key, p.k_head, p.k_batch}),
+                  encode(s.dtype, p.v, {tiles.columns, tiles.v_rows},
+                         {value, keys, s.num_kv_heads, s.batch}, {p.v_key, p.v_head, p.v_batch})};
   if (tiles.mask_keys != 0) {
     // Rows behind the chunk's need not be there.
-    dtype = problem.mask->dtype;
-    maps[3] = encode(p.mask, {tiles.mask_keys, tiles.mask_heads, tiles.mask_rows},
-                     {keys, s.num_heads, gpu::ceil_div(p.index_end, p.heads), s.batch},
-                     {p.mask_head, p.mask_row, p.mask_batch});
+    maps[3] =
+        encode(problem.mask->dtype, p.mask, {tiles.mask_keys, tiles.mask_heads, tiles.mask_rows},
+               {keys, s.num_heads, gpu::ceil_div(p.index_end, p.heads), s.batch},
+               {p.mask_head, p.mask_row, p.mask_batch});
   }
   return maps;
 }
