@@ -1,13 +1,17 @@
 // The schedules of a CPU run.
 #include "cpu/run.hpp"
 
+#include <tbb/info.h>
 #include <tbb/parallel_for.h>
+#include <tbb/partitioner.h>
 #include <tbb/task_arena.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <span>
+#include <vector>
 
 #include "core/half.hpp"
 #include "core/normalise.hpp"
@@ -38,6 +42,8 @@ constexpr double kThreadFlops = 5e5;
 constexpr double kThreadBytes = 1 << 17;      // of keys and values
 constexpr double kThreadRowFloats = 1 << 15;  // of states that are merged or finished
 
+constexpr std::int64_t kStepsPerThread = 8;  // of a loop that is long enough
+
 }  // namespace
 
 CpuRun::CpuRun(const core::Problem& problem, const core::Block& block, const Kernels& kernels,
@@ -45,7 +51,8 @@ CpuRun::CpuRun(const core::Problem& problem, const core::Block& block, const Ker
     : problem_(problem),
       block_(block),
       kernels_(kernels),
-      most_threads_(num_threads),
+      // oneTBB has no more, and says so on the standard error.
+      most_threads_(std::min(num_threads, tbb::info::default_concurrency())),
       workspace_(Layout(problem, kernels), rows_of(problem, block), num_threads) {}
 
 template <class Work>
@@ -60,8 +67,37 @@ void CpuRun::on_threads(double worth, const Work& work) {
 
 template <class Body>
 void CpuRun::for_each(std::int64_t begin, std::int64_t end, const Body& body) const {
-  if (!alone_) return tbb::parallel_for(begin, end, body);
-  for (std::int64_t i = begin; i < end; ++i) body(i);
+  if (alone_ || end - begin <= 1) {
+    for (std::int64_t i = begin; i < end; ++i) body(i);
+    return;
+  }
+  // One task for each thread, sent to it: those that are handed on in halves and stolen reach the
+  // last of many threads late. It begins with its own share, whose rows of the loop before are in
+  // its cache, and goes on with what the others have left; nobody waits for one that comes late.
+  struct alignas(64) Share {
+    std::atomic<std::int64_t> next;
+    std::int64_t end;
+  };
+  const std::int64_t threads = std::min<std::int64_t>(threads_, end - begin);
+  std::vector<Share> shares(static_cast<std::size_t>(threads));
+  for (std::int64_t i = 0; i < threads; ++i) {
+    Share& share = shares[static_cast<std::size_t>(i)];
+    share.next = begin + (end - begin) * i / threads;
+    share.end = begin + (end - begin) * (i + 1) / threads;
+  }
+  const std::int64_t step =
+      std::max<std::int64_t>(1, (end - begin) / (kStepsPerThread * threads));
+  const auto work = [&](std::int64_t first) {
+    for (std::int64_t i = 0; i < threads; ++i) {
+      Share& share = shares[static_cast<std::size_t>((first + i) % threads)];
+      for (;;) {
+        const std::int64_t from = share.next.fetch_add(step, std::memory_order_relaxed);
+        if (from >= share.end) break;
+        for (std::int64_t at = from; at < std::min(share.end, from + step); ++at) body(at);
+      }
+    }
+  };
+  tbb::parallel_for(std::int64_t{0}, threads, work, tbb::static_partitioner());
 }
 
 ThreadSpace CpuRun::this_thread() const {
@@ -413,8 +449,9 @@ void CpuRun::for_each_state(const std::function<void(const Row&, const RowState&
 }
 
 void CpuRun::save(const StateView& to) {
+  static constexpr std::array<float, kMaxDim> kNothing{};  // o of a row that has seen no key
   for_each_state([&](const Row& row, const RowState& state) {
-    core::save_row(to, row, *state.m, *state.l, state.o);
+    core::save_row(to, row, *state.m, *state.l, *state.l == 0 ? kNothing.data() : state.o);
   });
 }
 

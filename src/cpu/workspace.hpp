@@ -99,7 +99,7 @@ class Workspace {
     partials_ = {take(kPartialRows * row_state), kPartialRows, dim};
     packed_ = take(kPackedKeys * layout.packed_key());
     threads_ = next;
-    std::fill_n(states_.data, rows * dim, 0.0f);
+    // o stays as it is until the first merge: nothing reads it where l is 0.
     std::fill_n(states_.data + rows * dim, rows, -std::numeric_limits<float>::infinity());
     std::fill_n(states_.data + rows * (dim + 1), rows, 0.0f);
   }
