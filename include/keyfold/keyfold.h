@@ -177,7 +177,8 @@ KEYFOLD_API keyfold_status keyfold_options_set_chunk_threshold(keyfold_options* 
 KEYFOLD_API keyfold_status keyfold_options_set_max_scratch_bytes(keyfold_options* options,
                                                                  int64_t max_scratch_bytes);
 
-/** CPU threads, 1 to 4096. Unset: KEYFOLD_NUM_THREADS, else all that the process may use. */
+/** CPU threads, 1 to 4096; of more than the process may use only those. Unset:
+ * KEYFOLD_NUM_THREADS, else all that it may use. */
 KEYFOLD_API keyfold_status keyfold_options_set_num_threads(keyfold_options* options,
                                                            int num_threads);
 

@@ -35,7 +35,8 @@ struct RunOptions {
   /// Most scratch bytes for the state of the rows in flight and for packed keys; query rows are
   /// blocked to stay within it. KEYFOLD_MAX_SCRATCH_MB (MiB); default 256 MiB.
   std::optional<std::int64_t> max_scratch_bytes;
-  /// CPU threads, 1 to 4096. KEYFOLD_NUM_THREADS; default: all that the process may use.
+  /// CPU threads, 1 to 4096; of more than the process may use only those. KEYFOLD_NUM_THREADS;
+  /// default: all that it may use.
   std::optional<int> num_threads;
   /// For tensors on a CUDA device: the stream (a CUstream or cudaStream_t of the device's primary
   /// context) in whose order the call works. Null is the device's default stream.

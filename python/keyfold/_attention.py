@@ -151,7 +151,8 @@ def scaled_dot_product_attention(
     max_scratch_bytes : int, optional
         Most scratch. Default: ``KEYFOLD_MAX_SCRATCH_MB``, else 256 MiB.
     num_threads : int, optional
-        CPU threads. Default: ``KEYFOLD_NUM_THREADS``, else all that the process may use.
+        CPU threads; of more than the process may use only those. Default:
+        ``KEYFOLD_NUM_THREADS``, else all that it may use.
     progress : bool or callable, optional
         True shows a bar; a callable takes a :class:`Progress` after each dispatch. What it raises
         ends the call.

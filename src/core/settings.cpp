@@ -1,6 +1,7 @@
 // Options over environment over defaults, each checked against its range.
 #include "core/settings.hpp"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdlib>
@@ -99,8 +100,10 @@ Settings resolve_settings(const RunOptions& options) {
                                   {1, kScratchMiB.most * kMiB})
           : kMiB * choose<std::int64_t>(std::nullopt, "", {"KEYFOLD_MAX_SCRATCH_MB"}, kScratchMiB,
                                         kDefaultScratchMiB);
-  s.num_threads = choose<int>(options.num_threads, "num_threads", {"KEYFOLD_NUM_THREADS"},
-                              {1, 4096}, available_threads());
+  // More than there are processors would only take turns; oneTBB makes none, and complains.
+  const int most = available_threads();
+  s.num_threads = std::min(most, choose<int>(options.num_threads, "num_threads",
+                                             {"KEYFOLD_NUM_THREADS"}, {1, 4096}, most));
   return s;
 }
 

@@ -1,7 +1,6 @@
 // The schedules of a CPU run.
 #include "cpu/run.hpp"
 
-#include <tbb/info.h>
 #include <tbb/parallel_for.h>
 #include <tbb/partitioner.h>
 #include <tbb/task_arena.h>
@@ -51,8 +50,7 @@ CpuRun::CpuRun(const core::Problem& problem, const core::Block& block, const Ker
     : problem_(problem),
       block_(block),
       kernels_(kernels),
-      // oneTBB has no more, and says so on the standard error.
-      most_threads_(std::min(num_threads, tbb::info::default_concurrency())),
+      most_threads_(num_threads),
       workspace_(Layout(problem, kernels), rows_of(problem, block), num_threads) {}
 
 template <class Work>
