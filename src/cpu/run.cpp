@@ -83,8 +83,7 @@ void CpuRun::for_each(std::int64_t begin, std::int64_t end, const Body& body) co
     share.next = begin + (end - begin) * i / threads;
     share.end = begin + (end - begin) * (i + 1) / threads;
   }
-  const std::int64_t step =
-      std::max<std::int64_t>(1, (end - begin) / (kStepsPerThread * threads));
+  const std::int64_t step = std::max<std::int64_t>(1, (end - begin) / (kStepsPerThread * threads));
   const auto work = [&](std::int64_t first) {
     for (std::int64_t i = 0; i < threads; ++i) {
       Share& share = shares[static_cast<std::size_t>((first + i) % threads)];

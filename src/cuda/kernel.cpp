@@ -30,6 +30,8 @@
 #include "units.cuh.hpp"
 #include "wgmma.cu.hpp"
 #include "wgmma3.cu.hpp"
+#include "wgmma3_fold.cuh.hpp"
+#include "wgmma3_jobs.cuh.hpp"
 #include "wgmma_biases.cuh.hpp"
 #include "wgmma_copies.cuh.hpp"
 #include "wgmma_fold.cuh.hpp"
@@ -72,6 +74,8 @@ const std::vector<SourceFile>& kernel_headers() {
                                    {"scores.cuh", kernels::scores_cuh},
                                    {"types.cuh", kernels::types_cuh},
                                    {"units.cuh", kernels::units_cuh},
+                                   {"wgmma3_fold.cuh", kernels::wgmma3_fold_cuh},
+                                   {"wgmma3_jobs.cuh", kernels::wgmma3_jobs_cuh},
                                    {"wgmma_biases.cuh", kernels::wgmma_biases_cuh},
                                    {"wgmma_copies.cuh", kernels::wgmma_copies_cuh},
                                    {"wgmma_fold.cuh", kernels::wgmma_fold_cuh},
