@@ -243,6 +243,30 @@ TEST(Shapes, JobsAreCutWhereTheyAreNoWholeRounds) {
   }
 }
 
+TEST(Shapes, WhatIsFoundOfAMaskFitsBehindItsBits) {
+  for (const std::int64_t dim : {8, 64, 128, 256}) {
+    for (const std::int64_t q_len : {20, 150, 8192}) {
+      for (const std::int64_t row_stride : {0, 1000}) {
+        core::Problem problem =
+            problem_of(DType::kBFloat16, {dim, dim}, {.q_len = q_len, .mask = DType::kBool});
+        problem.shape.num_kv_heads = problem.shape.num_heads = 16;
+        problem.mask->strides[2] = row_stride;
+        Traits traits;
+        traits.capability = 90;
+        traits.multiprocessors = 132;
+        const Shapes shapes(problem, traits);
+        const gpu::Layout layout{problem, shapes.tiling(), false};
+        const std::int64_t splits = layout.prepared_splits(16, q_len);
+        const Jobs jobs = shapes.jobs_of({.num_groups = 16, .num_indices = q_len}, 1000);
+        EXPECT_EQ(jobs.cut > 0, q_len == 8192);
+        const std::int64_t found = 20 * splits * jobs.groups * jobs.tiles;
+        EXPECT_LE(layout.prepared_flags(16, q_len) + found, layout.prepared(16, q_len));
+        EXPECT_EQ(layout.prepared_flags(16, q_len) % 16, 0) << "words of 16 bytes";
+      }
+    }
+  }
+}
+
 TEST(Kernels, AMistakeIsAnErrorWithTheLog) {
   KEYFOLD_NEEDS_NVRTC();
   try {
