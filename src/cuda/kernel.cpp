@@ -16,6 +16,7 @@
 #include "hopper.cuh.hpp"
 #include "mask_bits.cu.hpp"
 #include "mask_bits.cuh.hpp"
+#include "mask_jobs.cu.hpp"
 #include "matrix_units.cuh.hpp"
 #include "merge.cu.hpp"
 #include "mma.cu.hpp"
@@ -37,6 +38,7 @@
 #include "wgmma_fold.cuh.hpp"
 #include "wgmma_jobs.cuh.hpp"
 #include "wgmma_marks.cuh.hpp"
+#include "wgmma_shares.cuh.hpp"
 
 namespace keyfold::cuda {
 
@@ -46,6 +48,7 @@ SourceFile kernel_source(const std::string& file) {
                                    {"decode_merge.cu", kernels::decode_merge_cu},
                                    {"decode_mma.cu", kernels::decode_mma_cu},
                                    {"mask_bits.cu", kernels::mask_bits_cu},
+                                   {"mask_jobs.cu", kernels::mask_jobs_cu},
                                    {"merge.cu", kernels::merge_cu},
                                    {"mma.cu", kernels::mma_cu},
                                    {"pairs.cu", kernels::pairs_cu},
@@ -80,7 +83,8 @@ const std::vector<SourceFile>& kernel_headers() {
                                    {"wgmma_copies.cuh", kernels::wgmma_copies_cuh},
                                    {"wgmma_fold.cuh", kernels::wgmma_fold_cuh},
                                    {"wgmma_jobs.cuh", kernels::wgmma_jobs_cuh},
-                                   {"wgmma_marks.cuh", kernels::wgmma_marks_cuh}};
+                                   {"wgmma_marks.cuh", kernels::wgmma_marks_cuh},
+                                   {"wgmma_shares.cuh", kernels::wgmma_shares_cuh}};
   return all;
 }
 

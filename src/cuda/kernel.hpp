@@ -46,10 +46,9 @@ struct Jobs {
                 units = 0;        ///< tiles of a group that have fewer rows, and their rows / 64
   std::uint64_t prepared = 0;     ///< address of what was prepared
   std::uint32_t prepared_by = 0;  ///< blocks
-  std::uint32_t cut = 0;          ///< tiles, the last, that blocks share evenly, by tiles of keys
+  std::uint32_t cut = 0;          ///< tiles, the last, that blocks share, by tiles of keys
   std::uint64_t cuts = 0;         ///< address of what they leave at the cuts
-  std::uint32_t length = 0;       ///< tiles of keys of each of them
-  std::uint32_t unused = 0;
+  std::uint64_t sums = 0;         ///< address of what is found out of the prepared
 };
 
 /// What of kernels/ the build has put into the library. Throws std::out_of_range.

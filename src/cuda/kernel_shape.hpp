@@ -95,7 +95,11 @@ struct MaskBits {
   static constexpr std::uint32_t kThreads = 256, kMostBlocks = 528;
   static constexpr std::uint32_t kRecordsFrom = 4 * kMostBlocks;  ///< bytes of words of the blocks
   static constexpr std::int64_t kMostBytes = 24 << 20;            ///< of records, about
-  static std::uint32_t record_bytes(std::uint32_t split_len) { return split_len / 8 + 16; }
+  static std::uint32_t record_bytes(std::uint32_t split_len) {
+    return (split_len / 8 + 15) / 16 * 16 + 16;
+  }
+  /// Of what mask_jobs.cu finds of a job's split, and of the job.
+  static constexpr std::int64_t kSumBytes = 16 + 4;
 };
 
 /// kernels/wgmma3.cu, in the same way, and pairs.cu.

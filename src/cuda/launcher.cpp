@@ -1,6 +1,7 @@
 // Kernels, grids and arguments.
 #include "cuda/launcher.hpp"
 
+#include <algorithm>
 #include <array>
 
 #include "gpu/chunk.hpp"
@@ -9,6 +10,25 @@
 namespace keyfold::cuda {
 
 static_assert(sizeof(Launch::Arguments) == sizeof(gpu::Params) + sizeof(gpu::Batch) + 4);
+
+namespace {
+
+/// Keys that rows of a chunk see, at most, as far as masks leave them; 0 where some see less than
+/// half as many, or lengths differ.
+std::int64_t keys_of_rows(const core::Problem& problem, const gpu::Params& p,
+                          const gpu::Batch& alike) {
+  if (!gpu::batches_alike(problem)) return 0;
+  const auto seen = [&](std::int64_t row) {
+    const std::int64_t end = std::min<std::int64_t>(alike.limit, alike.last + row);
+    return end - std::max<std::int64_t>(0, alike.first + row);
+  };
+  const std::int64_t first = seen(p.index_begin / p.heads),
+                     last = seen((p.index_end - 1) / p.heads);
+  const std::int64_t most = std::max(first, last);
+  return 2 * std::min(first, last) >= most ? most : 0;
+}
+
+}  // namespace
 
 gpu::Params Launcher::describe(const ChunkBox& box, gpu::Address batches) const {
   gpu::Params p = gpu::describe(layout_, block_, box);
@@ -37,14 +57,13 @@ Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const Jobs& jobs,
 std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk,
                                    const Ends& ends) const {
   const gpu::Batch alike = gpu::batch_of(layout_, block_, box, 0);
-  // Keys that all rows see, where they see the same.
-  const std::int64_t keys = gpu::batches_alike(layout_.problem) ? alike.limit : 0;
+  const std::int64_t keys = keys_of_rows(layout_.problem, chunk, alike);
   const gpu::Work work = gpu::work_of(layout_, block_, box, chunk, kMaxGridZ);
   const gpu::Waves cut = gpu::cut_chunk(work);
   const bool partial = !cut.direct;
   const bool ended = ends.out.at != 0;
   const KernelSpec main = shapes_.main(partial, ended);
-  const std::optional<KernelSpec> prepare = shapes_.prepare(),
+  const std::optional<KernelSpec> prepare = shapes_.prepare(), sum_up = shapes_.sum_up(),
                                   other = shapes_.other(ended, shapes_.copies_mask(chunk)),
                                   careful = shapes_.careful(ended);
   std::vector<Launch> launches;
@@ -54,6 +73,9 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
     jobs.memory = memory_.flags != 0 ? memory_.flags : memory_.prepared;
     jobs.prepared = memory_.prepared;
     if (memory_.prepared != 0) jobs.prepared_by = shapes_.prepare_grid(wave).x;
+    jobs.sums = memory_.prepared +
+                static_cast<gpu::Address>(layout_.prepared_flags(
+                    block_.group_end - block_.group_begin, block_.row_end - block_.row_begin));
     jobs.cuts = memory_.cuts;
     const Grid grid = shapes_.main_grid(wave, jobs, partial);
     // Waves of the same rows follow each other.
@@ -65,6 +87,7 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
       launches.back().arguments.alike = alike;
     };
     if (prepare) launch(*prepare, shapes_.prepare_grid(wave));
+    if (sum_up) launch(*sum_up, shapes_.sum_grid(jobs, wave));
     launch(main, grid);
     if (other) launch(*other, grid);
     if (careful) launch(*careful, grid);

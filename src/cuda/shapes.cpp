@@ -72,7 +72,7 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
                .decode = partial,
                .folds = !partial,
                .flag_rows = 64};
-    if (!partial && !problem.mask && problem.rows_alike()) {
+    if (!partial) {
       tiling_.cut_bytes = wgmma_->cut_bytes(device_blocks_);
       tiling_.uncut_tiles = device_blocks_;
     }
@@ -81,6 +81,7 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
       const std::int64_t heads = strides[1] != 0 ? problem.group_size() : 1;
       const std::int64_t bytes = heads * MaskBits::record_bytes(wgmma_->split_len());
       (strides[2] != 0 ? tiling_.split_row_bytes : tiling_.split_bytes) = bytes;
+      tiling_.split_flag_bytes = MaskBits::kSumBytes;
       tiling_.shared = strides[0] == 0 && strides[1] == 0;
       tiling_.prepared_head = MaskBits::kRecordsFrom;
       tiling_.most_prepared = MaskBits::kMostBytes;
@@ -232,6 +233,23 @@ std::optional<KernelSpec> Shapes::prepare() const {
   return kernel;
 }
 
+std::optional<KernelSpec> Shapes::sum_up() const {
+  if (!wgmma_ || !problem_.mask) return std::nullopt;
+  KernelSpec kernel = wgmma(false, false, false);
+  kernel.file = "mask_jobs.cu";
+  kernel.entry = "mask_jobs";
+  kernel.shared_bytes = 0;
+  kernel.tiles.reset();
+  kernel.ends = false;
+  return kernel;
+}
+
+Grid Shapes::sum_grid(const Jobs& jobs, const gpu::Wave& wave) const {
+  constexpr std::int64_t kMostBlocks = 4096;
+  const std::int64_t parts = tiling_.folds ? 1 : wave.num_splits;
+  return {u32(std::min(kMostBlocks, std::int64_t{jobs.groups} * jobs.tiles * parts))};
+}
+
 Grid Shapes::prepare_grid(const gpu::Wave& wave) const {
   if (wgmma_) {
     // At most: the kernel knows where heads begin.
@@ -297,7 +315,9 @@ std::vector<KernelSpec> Shapes::all() const {
       if (spec) specs.push_back(*std::move(spec));
     }
   }
-  if (std::optional<KernelSpec> spec = prepare()) specs.push_back(*std::move(spec));
+  for (std::optional<KernelSpec> spec : {prepare(), sum_up()}) {
+    if (spec) specs.push_back(*std::move(spec));
+  }
   specs.push_back(merge());
   specs.push_back(fold_partials({.num_splits = 1}));
   return specs;
@@ -306,16 +326,17 @@ std::vector<KernelSpec> Shapes::all() const {
 Jobs Shapes::jobs_of(const gpu::Wave& wave, std::int64_t keys) const {
   const std::uint32_t groups = u32(wave.num_groups), blocks = device_blocks_;
   Jobs jobs{.groups = groups, .tiles = u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows))};
-  if (!wgmma_ || !tiling_.folds || !problem_.rows_alike()) return jobs;
+  if (!wgmma_ || !tiling_.folds) return jobs;
   const std::uint32_t all = groups * jobs.tiles, rest = all % blocks;
-  if (keys > 0 && rest != 0 && all > blocks && keys <= most_cut_keys(groups, jobs.tiles)) {
+  const bool equal = problem_.rows_alike() && !problem_.mask && rest == 0;  // whole rounds
+  if (keys > 0 && !equal && all > blocks && blocks <= wgmma_->threads() &&
+      keys <= most_cut_keys(groups, jobs.tiles)) {
     // What a last round would leave, and a round more, or two, so that no block waits at a cut.
     const std::uint32_t rounds = 4 * rest < blocks ? 2 : 1;
     jobs.cut = rest + std::min(rounds, all / blocks) * blocks;
-    jobs.length = u32(gpu::ceil_div(keys, wgmma_->keys));
     return jobs;
   }
-  shrink_last(jobs, wave.num_indices);
+  if (problem_.rows_alike()) shrink_last(jobs, wave.num_indices);
   return jobs;
 }
 

@@ -44,7 +44,8 @@ class Shapes {
   std::vector<KernelSpec> all() const;
   /// Its blocks for a wave.
   Grid main_grid(const gpu::Wave& wave, const Jobs& jobs, bool partial) const;
-  /// Its jobs, but for the memory. `keys`: that all rows see, where tiles may be cut there.
+  /// Its jobs, but for the memory. `keys`: that rows see, about the same number each, where tiles
+  /// may be cut there; else 0.
   Jobs jobs_of(const gpu::Wave& wave, std::int64_t keys = 0) const;
   /// Bytes at the begin of Jobs::cuts that have to be 0 before the first of its launches.
   std::int64_t cut_flag_bytes() const { return wgmma_ ? wgmma_->flag_bytes(device_blocks_) : 0; }
@@ -52,6 +53,9 @@ class Shapes {
   /// mask_bits.cu.
   std::optional<KernelSpec> prepare() const;
   Grid prepare_grid(const gpu::Wave& wave) const;
+  /// What has to run between both: see kernels/mask_jobs.cu.
+  std::optional<KernelSpec> sum_up() const;
+  Grid sum_grid(const Jobs& jobs, const gpu::Wave& wave) const;
   /// What runs behind main() and takes its place where the mask is not as main() wants it: see
   /// kernels/wgmma.cu. `copies`: as copies_mask().
   std::optional<KernelSpec> other(bool ended = false, bool copies = false) const;

@@ -31,8 +31,9 @@ struct Tiling {
   /// What is prepared of a split first: bytes of a group's, and of each row besides; 0 where
   /// nothing is. `shared`: all groups use the same.
   std::int64_t split_bytes = 0, split_row_bytes = 0;
-  std::int64_t prepared_head = 0;  ///< bytes in front of that
-  std::int64_t most_prepared = 0;  ///< bytes of all that, about
+  std::int64_t split_flag_bytes = 0;  ///< and behind all that, of each flag's rows of each group
+  std::int64_t prepared_head = 0;     ///< bytes in front of that
+  std::int64_t most_prepared = 0;     ///< bytes of all that, about
   bool shared = false;
 };
 
@@ -78,24 +79,35 @@ struct Layout {
     const std::int64_t tiles = groups * ceil_div(rows * problem.group_size(), tiling.tile_rows);
     return tiles > tiling.uncut_tiles ? tiling.cut_bytes : 0;
   }
-  std::int64_t prepared_bytes(std::int64_t rows) const {
-    return tiling.split_bytes + rows * tiling.split_row_bytes;
+  std::int64_t prepared_bytes(std::int64_t groups, std::int64_t rows) const {
+    std::int64_t bytes = tiling.split_bytes + rows * tiling.split_row_bytes;
+    if (tiling.split_flag_bytes != 0) {
+      const std::int64_t tiles = ceil_div(rows * problem.group_size(), tiling.flag_rows);
+      bytes += tiling.split_flag_bytes * tiles * (tiling.shared ? groups : 1);
+    }
+    return bytes;
   }
   /// Splits of a group (of all, where they share them) that a wave can have prepared; 0 where
   /// nothing is.
   std::int64_t prepared_splits(std::int64_t groups, std::int64_t rows) const {
-    if (prepared_bytes(rows) == 0) return 0;
+    const std::int64_t split = prepared_bytes(groups, rows);
+    if (split == 0) return 0;
     const std::int64_t likely = 8 * o(states(groups, rows));
     const std::int64_t bytes = std::clamp(likely, 4 * kMinWindow, tiling.most_prepared);
-    return std::max<std::int64_t>(1, bytes / prepared_bytes(rows));
+    return std::max<std::int64_t>(1, bytes / split);
   }
   std::int64_t prepared(std::int64_t groups, std::int64_t rows) const {
-    return tiling.prepared_head + prepared_splits(groups, rows) * prepared_bytes(rows);
+    return tiling.prepared_head + prepared_splits(groups, rows) * prepared_bytes(groups, rows);
+  }
+  /// Where what is of flags' rows begins in it.
+  std::int64_t prepared_flags(std::int64_t groups, std::int64_t rows) const {
+    return tiling.prepared_head +
+           prepared_splits(groups, rows) * (tiling.split_bytes + rows * tiling.split_row_bytes);
   }
   /// Whether a chunk of these keys, of the whole block, is one wave as far as that goes.
   bool prepared_at_once(std::int64_t groups, std::int64_t rows, std::int64_t keys) const {
     const std::int64_t sets = tiling.shared ? 1 : groups;
-    return prepared_bytes(rows) == 0 ||
+    return prepared_bytes(groups, rows) == 0 ||
            sets * ceil_div(keys, split_len()) <= prepared_splits(groups, rows);
   }
   /// Keys and values of a window that every group of a chunk needs.

@@ -93,6 +93,7 @@ std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& t
     const Shapes shapes(problem, traits);
     for (const bool partial : {false, true}) all.push_back(shapes.main(partial));
     if (shapes.prepare()) all.push_back(*shapes.prepare());
+    if (shapes.sum_up()) all.push_back(*shapes.sum_up());
     if (shapes.other()) all.push_back(*shapes.other());
     if (shapes.other()) all.push_back(*shapes.other(false, true));
     if (shapes.careful()) all.push_back(*shapes.careful());
@@ -236,10 +237,33 @@ TEST(Shapes, JobsAreCutWhereTheyAreNoWholeRounds) {
     EXPECT_LE(jobs.cut, all);
     EXPECT_EQ((all - jobs.cut) % 132, 0u);
     EXPECT_EQ(jobs.small, 0u);
-    EXPECT_EQ(jobs.length, dim == 64 ? 6u : 8u);
     EXPECT_GT(layout.cuts(16, 8192), shapes.cut_flag_bytes());
     EXPECT_EQ(layout.cuts(1, 8192), 0);          // fewer than one round
     EXPECT_EQ(shapes.jobs_of(wave, 0).cut, 0u);  // rows see different keys
+  }
+}
+
+TEST(Shapes, WhatIsFoundOfAMaskFitsBehindItsBits) {
+  for (const std::int64_t dim : {8, 64, 128, 256}) {
+    for (const std::int64_t q_len : {20, 150, 8192}) {
+      for (const std::int64_t row_stride : {0, 1000}) {
+        core::Problem problem =
+            problem_of(DType::kBFloat16, {dim, dim}, {.q_len = q_len, .mask = DType::kBool});
+        problem.shape.num_kv_heads = problem.shape.num_heads = 16;
+        problem.mask->strides[2] = row_stride;
+        Traits traits;
+        traits.capability = 90;
+        traits.multiprocessors = 132;
+        const Shapes shapes(problem, traits);
+        const gpu::Layout layout{problem, shapes.tiling(), false};
+        const std::int64_t splits = layout.prepared_splits(16, q_len);
+        const Jobs jobs = shapes.jobs_of({.num_groups = 16, .num_indices = q_len}, 1000);
+        EXPECT_EQ(jobs.cut > 0, q_len == 8192);
+        const std::int64_t found = 20 * splits * jobs.groups * jobs.tiles;
+        EXPECT_LE(layout.prepared_flags(16, q_len) + found, layout.prepared(16, q_len));
+        EXPECT_EQ(layout.prepared_flags(16, q_len) % 16, 0) << "words of 16 bytes";
+      }
+    }
   }
 }
 

@@ -49,7 +49,6 @@ KEYFOLD_INLINE u32 bits_of_keys(const Params& p, u64 mask, i32 count, bool align
   }
   return bits;
 }
-KEYFOLD_INLINE u32 ones(u32 count) { return count >= 32 ? ~0u : (1u << count) - 1; }
 
 extern "C" __global__ void __launch_bounds__(kThreads)
     mask_bits(const __grid_constant__ Params p, const __grid_constant__ Jobs jobs) {
@@ -104,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     }
     const u32 words[4] = {__ballot_sync(~0u, any[0]), __ballot_sync(~0u, any[1]),
                           __ballot_sync(~0u, all[0]), __ballot_sync(~0u, all[1])};
-    if (lane < 4) write_word(record + kSplitLen / 8 + 4 * lane, words[lane]);
+    if (lane < 4) write_word(record + kOfTilesAt + 4 * lane, words[lane]);
   }
   other = __syncthreads_or(other);
   if (threadIdx.x == 0) write_word(jobs.bits + 4 * blockIdx.x, other ? 1 : 0);

@@ -9,9 +9,11 @@
 
 constexpr u32 kKeys = KEYFOLD_KEYS;                               // of a tile
 constexpr u32 kMostBlocks = 528, kRecordsFrom = 4 * kMostBlocks;  // kernel_shape.hpp has these, too
-constexpr u32 kRecordBytes = kSplitLen / 8 + 16;
+constexpr u32 kOfTilesAt = (kSplitLen / 8 + 15) / 16 * 16, kRecordBytes = kOfTilesAt + 16;
 constexpr i32 kSplitTiles = kSplitLen / kKeys;
 static_assert(kSplitLen % kKeys == 0 && kKeys % 32 == 0 && kSplitTiles <= 64, "the record");
+
+KEYFOLD_INLINE u32 ones(u32 count) { return count >= 32 ? ~0u : (1u << count) - 1; }
 
 KEYFOLD_INLINE u32 mask_rows(const Params& p) {
   return p.mask_row != 0 ? (p.index_end - 1) / p.heads - p.index_begin / p.heads + 1 : 1;

@@ -41,6 +41,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   }
   if (!kCareful && kMaskType > 1 && has_values(jobs) != kMaskValues) return;
   const bool releases = !kCareful && jobs.small != 0;
+  Share share{};
+  if (kCuts && jobs.cut != 0) share = find_share(p, jobs, shared);
   if (threadIdx.x == 0) {
     for (u32 w = 0; w < 8 * kWarpgroups; w += 8) {
       barrier_init(bars.q_full + w, 1);
@@ -72,7 +74,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   if (role == 0) {
     give_registers<kWarpgroups == 3 ? 32 : 40>();
     const auto copy = [&](bool queries, bool keys) {
-      produce(queries, keys, q_map, k_map, v_map, mask_map, p, jobs, ends, base, bars, records);
+      produce(queries, keys, q_map, k_map, v_map, mask_map, p, jobs, ends, base, bars, records,
+              share);
     };
     // Each in a warp of its own.
     if (threadIdx.x == 0) copy(kMasked, true);
@@ -122,6 +125,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     if (blind && leader) barrier_arrive(bars.q_empty + 8 * warpgroup);
     if (kPartial && blind) continue;
 
+    [[maybe_unused]] i32 split = 0;                  // of the tile before
     u32 odds[kCareful ? kValueWidth / 16 : 1] = {};  // four bits an element: those of the passes
     for (i32 pass = kPasses - 1; pass >= 0; --pass) {
       // Slots are free when the products with what is in them are done.
@@ -141,8 +145,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       };
 
       load_state(c, p, state, pass, lane);
-      if (kCuts && job.from != 0) resume(c, jobs, job.from - 1);
-      [[maybe_unused]] i32 split = job.begin / kSplitTiles;  // of the tile before
+      if (kCuts && job.from != 0) resume(c, jobs, job.from - 1, split);
       for (Tile tile{job.begin}; (!kMasked || !blind) && tile.is_one(job); ++tile.n) {
         const auto let_marks_go = [&] {
           if (kMasked) __syncwarp();
@@ -198,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         hold(c.o);
         give(values, kValueParts);
       }
-      if (kMasked || (job.end % kSplitTiles != 0 && job.to == 0)) close_split(c);
+      if (job.to == 0 && (kMasked || job.end % kSplitTiles != 0)) close_split(c);
       // Only behind the last tile it is known that there is none.
       if (kMasked && !blind && pass == 0 && leader) barrier_arrive(bars.q_empty + 8 * warpgroup);
 
@@ -211,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     }
 
     if (kCuts && job.to != 0) {
-      leave(c, jobs, job.to - 1);
+      leave(c, jobs, job.to - 1, split);
       continue;
     }
     bool write = true;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "wgmma_biases.cuh"
+#include "wgmma_shares.cuh"
 
 // Waits for what a warpgroup of another block leaves at a cut.
 KEYFOLD_INLINE void await_part(const Jobs& jobs, u32 cut, u32 warpgroup) {
@@ -84,11 +85,11 @@ KEYFOLD_INLINE void copy_keys(const Job& job, const TensorMap& k_map, const Tens
 KEYFOLD_INLINE void produce(bool queries, bool keys, const TensorMap& q_map, const TensorMap& k_map,
                             const TensorMap& v_map, const TensorMap& mask_map, const Params& p,
                             const Jobs& jobs, const Ends& ends, u32 base, const Barriers& bars,
-                            Job* records) {
+                            Job* records, const Share& share) {
   Ring ring;
   MarkRing marks;
   BiasRing biases;
-  Queue queue;
+  Queue queue{share};
   for (u32 i = 0;; ++i) {
     Job job;
     if (!queue.next(p, jobs, job)) job.units = 0;

@@ -298,7 +298,8 @@ KEYFOLD_INLINE u64 part_at(const Jobs& jobs, u32 cut, u32 warpgroup, u32 thread)
   const u32 flags = (4 * gridDim.x * kWarpgroups + 255) / 256 * 256;
   return jobs.parts + flags + u64(cut * kWarpgroups + warpgroup) * kPartWords * 2048 + 16 * thread;
 }
-KEYFOLD_INLINE void leave(const Rows& c, const Jobs& jobs, u32 cut) {
+// `split`: of the tile before.
+KEYFOLD_INLINE void leave(const Rows& c, const Jobs& jobs, u32 cut, i32 split) {
   const u32 thread = thread_index() % 128, warpgroup = thread_index() / 128 - 1;
   const u64 to = part_at(jobs, cut, warpgroup, thread);
 #pragma unroll
@@ -306,7 +307,7 @@ KEYFOLD_INLINE void leave(const Rows& c, const Jobs& jobs, u32 cut) {
     write(to + 2048 * i, float4{c.o[4 * i], c.o[4 * i + 1], c.o[4 * i + 2], c.o[4 * i + 3]});
   }
   write(to + 2048 * (kPartWords - 2), float4{c.m[0], c.m[1], c.l[0], c.l[1]});
-  write(to + 2048 * (kPartWords - 1), float4{c.t[0], c.t[1], 0.0f, 0.0f});
+  write(to + 2048 * (kPartWords - 1), float4{c.t[0], c.t[1], __int_as_float(split), 0.0f});
   named_sync(4 + warpgroup, 128);
   if (thread == 0) {
     asm volatile("fence.acq_rel.gpu;\nst.release.gpu.global.u32 [%0], 1;" ::"l"(
@@ -314,7 +315,7 @@ KEYFOLD_INLINE void leave(const Rows& c, const Jobs& jobs, u32 cut) {
                  : "memory");
   }
 }
-KEYFOLD_INLINE void resume(Rows& c, const Jobs& jobs, u32 cut) {
+KEYFOLD_INLINE void resume(Rows& c, const Jobs& jobs, u32 cut, i32& split) {
   const u32 thread = thread_index() % 128, warpgroup = thread_index() / 128 - 1;
   const u64 from = part_at(jobs, cut, warpgroup, thread);
 #pragma unroll
@@ -326,6 +327,7 @@ KEYFOLD_INLINE void resume(Rows& c, const Jobs& jobs, u32 cut) {
   const float4 t = read_float4(from + 2048 * (kPartWords - 1));
   c.m[0] = ml.x, c.m[1] = ml.y, c.l[0] = ml.z, c.l[1] = ml.w;
   c.t[0] = t.x, c.t[1] = t.y;
+  split = __float_as_int(t.z);
 }
 
 // Whether one of the warpgroup's outputs is not finite.

@@ -42,8 +42,7 @@ constexpr u32 kRecords = 4;  // jobs: one is begun while another ends, and two a
 // Scores become weights in steps: products of one with V run beside exponentials of the next.
 constexpr u32 kWeighings = KEYFOLD_WEIGHINGS, kSteps = kKeys / 16 / kWeighings;
 constexpr i32 kPasses = kCareful ? 4 : 1;
-// Whether jobs can be cut along the keys: where all have the same.
-constexpr bool kCuts = !kCareful && !kPartial && kMaskType == 0;
+constexpr bool kCuts = !kCareful && !kPartial;  // whether jobs can be cut along the keys
 
 // Weights are taken times 2^kWeightBits: float16 holds those down to 2^-39.
 constexpr float kWeightBits = kDType == 2 ? 0.0f : 15.0f;
@@ -58,9 +57,9 @@ struct Jobs {
   u32 units;   // as many warpgroups' rows; the others have rows of all
   u64 bits;    // of the mask: see mask_bits.cuh
   u32 blocks;  // that have made them
-  u32 cut;     // jobs, the last, that blocks share evenly, by tiles of keys
+  u32 cut;     // jobs, the last, that blocks share: see wgmma_shares.cuh
   u64 parts;   // states at the cuts
-  u32 length;  // tiles of keys of each of them
+  u64 sums;    // what mask_jobs.cu has found out of the bits
 };
 
 struct Barriers {  // one a warpgroup, and one a slot
@@ -92,8 +91,9 @@ struct Job {
   u32 units;         // warpgroups that have rows; 0: there is no more to do
   u32 number;        // of its flags
   u32 from, to;      // cuts where it goes on and where it is left, by their numbers + 1; 0: none
-  i32 begin, end;    // tiles of keys; none: its rows see nothing
-  Range full;        // keys that all its rows see, but for masks
+  // Tiles of keys; none: its rows see nothing. With a mask those that it sees are counted, from 0.
+  i32 begin, end;
+  Range full;  // keys that all its rows see, but for masks
 };
 constexpr u32 kSaidAt = kRecordsAt + kRecords * sizeof(Job);
 KEYFOLD_INLINE u64 flag_of(const Jobs& jobs, const Job& job, u32 warpgroup) {
@@ -108,13 +108,9 @@ KEYFOLD_INLINE u64 cut_flag_of(const Jobs& jobs, u32 cut, u32 warpgroup) {
 KEYFOLD_INLINE u32 number_of_jobs(const Params& p, const Jobs& jobs) {
   return jobs.groups * jobs.tiles * (kPartial ? p.num_splits : 1);
 }
-// A job by its number; false where nothing is to be done.
-KEYFOLD_INLINE bool job_at(const Params& p, const Jobs& jobs, u32 at, Job& job) {
-  const u32 parts = jobs.groups * (kPartial ? p.num_splits : 1);
-  u32 tile = jobs.tiles - 1 - at / parts, part = at % parts;
-  // One part after the other: those of a split do so at a time, and where blocks are not in step
-  // their keys have to stay in the cache.
-  if (kPartial || jobs.cut != 0) tile = at % jobs.tiles, part = at / jobs.tiles;
+// A job by its number, masks left aside; false where its rows see nothing.
+KEYFOLD_INLINE bool whole_job_at(const Params& p, const Jobs& jobs, u32 at, Job& job) {
+  const u32 tile = at % jobs.tiles, part = at / jobs.tiles;
   job.split = part / jobs.groups;
   job.group = p.group + part % jobs.groups;
   job.units = tile < jobs.small ? jobs.units : kWarpgroups;
@@ -133,47 +129,33 @@ KEYFOLD_INLINE bool job_at(const Params& p, const Jobs& jobs, u32 at, Job& job) 
     early.begin = larger(early.begin, i32(first * kSplitLen));
     late.end = smaller(late.end, i32((first + count) * kSplitLen));
   }
-  job.begin = early.begin / i32(kKeys);
-  job.end = (late.end + i32(kKeys) - 1) / i32(kKeys);
-  if (early.begin >= late.end) {
-    job.begin = job.end = 0;
-    return !kCareful && (kPartial || kEnded);  // else what is in memory stays
+  const bool sees = early.begin < late.end;
+  job.begin = sees ? early.begin / i32(kKeys) : 0;
+  job.end = sees ? (late.end + i32(kKeys) - 1) / i32(kKeys) : 0;
+  return sees;
+}
+
+// What is known of a mask's tiles: of each split of a job, which tiles some of its rows see, and
+// which all of them see whole (64 bits each); then of each job how many it sees.
+constexpr u32 kSumBytes = 16;
+KEYFOLD_INLINE u32 splits_of_job(const Params& p) { return kPartial ? 1 : p.num_splits; }
+KEYFOLD_INLINE u64 sum_of(const Params& p, const Jobs& jobs, u32 at, u32 split) {
+  return jobs.sums + (u64(at) * splits_of_job(p) + split) * kSumBytes;
+}
+KEYFOLD_INLINE u64 count_of(const Params& p, const Jobs& jobs, u32 at) {
+  return sum_of(p, jobs, number_of_jobs(p, jobs), 0) + u64(4) * at;
+}
+
+// A job by its number; false where nothing is to be done.
+KEYFOLD_INLINE bool job_at(const Params& p, const Jobs& jobs, u32 at, Job& job) {
+  bool sees = whole_job_at(p, jobs, at, job);
+  if (kMaskType != 0) {
+    job.begin = 0, job.end = i32(read_word(count_of(p, jobs, at)));
+    sees = job.end != 0;
   }
+  if (!sees) return !kCareful && (kPartial || kEnded);  // else what is in memory stays
   if (!kCareful) return true;
   u32 any = 0;
   for (u32 w = 0; w < job.units; ++w) any |= read_word(flag_of(jobs, job, w));
   return any != 0;
 }
-
-// The jobs that are cut stand in a line, from which each block takes the same number of tiles of
-// keys, with a cut at either end. It begins with its last job, whose end another block will go on
-// to when it comes to its own first one, at last: by then this block has been there, since a job is
-// never longer than a block's share of the line. (McNaughton, 1959.)
-KEYFOLD_INLINE bool piece_at(const Params& p, const Jobs& jobs, u32 i, Job& job) {
-  const u64 line = u64(jobs.cut) * jobs.length;
-  const u64 begin = line * blockIdx.x / gridDim.x, end = line * (blockIdx.x + 1) / gridDim.x;
-  const u32 first = u32(begin / jobs.length), last = u32((end - 1) / jobs.length);
-  if (first + i > last) return false;
-  const u32 place = last - i;
-  const u64 at = u64(place) * jobs.length;
-  job_at(p, jobs, jobs.groups * jobs.tiles - jobs.cut + place, job);
-  if (at < begin) job.from = blockIdx.x, job.begin = i32(begin - at);
-  if (at + jobs.length > end) job.to = blockIdx.x + 1, job.end = i32(end - at);
-  return true;
-}
-
-// Jobs in the order of a block.
-struct Queue {
-  u32 i = 0;
-  // False behind the last. Jobs with many keys begin first, and every second round goes the other
-  // way, so that all blocks get about the same work; those of fewer rows come last.
-  KEYFOLD_INLINE bool next(const Params& p, const Jobs& jobs, Job& job) {
-    const u32 whole = number_of_jobs(p, jobs) - (kCuts ? jobs.cut : 0);
-    for (; i * gridDim.x < whole; ++i) {
-      const u32 within = i % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
-      const u32 at = i * gridDim.x + within;
-      if (at < whole && job_at(p, jobs, at, job)) return ++i, true;
-    }
-    return kCuts && jobs.cut != 0 && piece_at(p, jobs, i++ - whole / gridDim.x, job);
-  }
-};

@@ -64,11 +64,10 @@ KEYFOLD_INLINE void leave_marks(MarkRing& ring, const Barriers& bars, bool speak
   ring.step();
 }
 
-// The side that brings them. Each warp looks for tiles among all rows; they bring them in turn.
+// The side that brings them. Each warp looks for tiles; they bring them in turn.
 KEYFOLD_INLINE void mark(const Params& p, const Jobs& jobs, const Job* records, u32 base,
                          const Barriers& bars, u32 warp, u32 lane) {
-  constexpr u32 kLaneRows = kRows / 32, kAtOnce = kLaneRows / 2;
-  constexpr u32 kPairs = kMarkRow / 8, kWords = kSplitTiles > 32 ? 2 : 1;
+  constexpr u32 kLaneRows = kRows / 32, kAtOnce = kLaneRows / 2, kPairs = kMarkRow / 8;
   // With one slot the second warp would be two phases of it ahead.
   constexpr u32 kTurns = kMarkSlots > 1 ? kMarkWarps : 1;
   if (warp >= kTurns) return;
@@ -86,11 +85,8 @@ KEYFOLD_INLINE void mark(const Params& p, const Jobs& jobs, const Job* records, 
       const u32 index = job.first + smaller(32 * r + lane, 64 * job.units - 1);
       row_records[r] = u32(first_record(p, job.group, smaller(index, p.index_end - 1)));
     }
-    const auto record_of = [&](u32 r, i32 split) {
-      return jobs.bits + kRecordsFrom + u64(row_records[r] + u32(split) - p.split) * kRecordBytes;
-    };
     // The next entry: what is said of it, and, where asked for, the bits.
-    const auto bring = [&](u32 said, bool bits, i32 split, u32 tile) {
+    const auto bring = [&](u32 said, bool bits, u32 split, u32 tile) {
       if (turn == warp) {
         barrier_wait(bars.marks_empty + 8 * ring.slot, ring.parity ^ 1);
 #pragma unroll
@@ -98,7 +94,8 @@ KEYFOLD_INLINE void mark(const Params& p, const Jobs& jobs, const Job* records, 
           uint2 words[kAtOnce][kPairs];
 #pragma unroll
           for (u32 r = 0; r < kAtOnce; ++r) {
-            const u64 from = record_of(first + r, split) + tile * kMarkRow;
+            const u64 record = u64(row_records[first + r] + split) * kRecordBytes;
+            const u64 from = jobs.bits + kRecordsFrom + record + tile * kMarkRow;
 #pragma unroll
             for (u32 j = 0; j < kPairs; ++j) words[r][j] = read_pair(from + 8 * j);
           }
@@ -117,29 +114,22 @@ KEYFOLD_INLINE void mark(const Params& p, const Jobs& jobs, const Job* records, 
       turn = (turn + 1) % kTurns;
     };
     for (i32 pass = 0; pass < kPasses; ++pass) {
-      for (i32 split = job.begin / kSplitTiles; split * kSplitTiles < job.end; ++split) {
-        u32 any[2] = {0, 0}, all[2] = {~0u, ~0u};
+      i32 seen = 0;  // tiles so far
+      for (u32 s = 0; seen < job.end; ++s) {
+        const uint4 sum = load_words(sum_of(p, jobs, job.number, s));
+        const u32 split = kPartial ? job.split : s;  // of the wave
+        const u32 any[2] = {sum.x, sum.y}, all[2] = {sum.z, sum.w};
 #pragma unroll
-        for (u32 r = 0; r < kLaneRows; ++r) {
-          const u64 at = record_of(r, split) + kSplitLen / 8;
-          if constexpr (kWords == 1) {
-            any[0] |= read_word(at);
-            all[0] &= read_word(at + 8);
-          } else {
-            const uint2 some = read_pair(at), every = read_pair(at + 8);
-            any[0] |= some.x, any[1] |= some.y, all[0] &= every.x, all[1] &= every.y;
-          }
-        }
-#pragma unroll
-        for (u32 w = 0; w < kWords; ++w) {
-          any[w] = __reduce_or_sync(~0u, any[w]);
-          all[w] = __reduce_and_sync(~0u, all[w]);
-          for (u32 left = any[w]; left != 0; left &= left - 1) {
+        for (u32 w = 0; w < (kSplitTiles > 32 ? 2 : 1); ++w) {
+          const i32 count = __popc(any[w]);
+          const bool skipped = seen + count <= job.begin;
+          if (skipped) seen += count;
+          for (u32 left = skipped ? 0 : any[w]; left != 0; left &= left - 1) {
+            if (seen++ < job.begin || seen > job.end) continue;
             const u32 bit = u32(__ffs(i32(left)) - 1), tile = 32 * w + bit;
-            const i32 n = split * kSplitTiles + i32(tile);
-            if (n < job.begin || n >= job.end) continue;
+            const u32 n = (p.split + split) * u32(kSplitTiles) + tile;
             const u32 full = all[w] >> bit & 1;
-            bring(u32(n) << 1 | full, full == 0 && !kMaskValues, split, tile);
+            bring(n << 1 | full, full == 0 && !kMaskValues, split, tile);
           }
         }
       }
