@@ -175,6 +175,43 @@ std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
   return std::nullopt;
 }
 
+namespace {
+
+constexpr auto round_up = [](std::uint32_t x, std::uint32_t to) { return ceil_div(x, to) * to; };
+
+/// Bytes of a row of decode's tiles in shared memory.
+std::uint32_t decode_pitch(std::uint32_t elements) {
+  const std::uint32_t words = elements / 8;
+  return 16 * (words % 8 == 0 ? words : words | 1);
+}
+
+}  // namespace
+
+std::optional<DecodeClusterShape> decode_cluster_shape(const ShapeQuery& query,
+                                                       const DecodeMmaShape& as,
+                                                       std::uint32_t max_shared_bytes) {
+  if (as.row_team != 1 || as.column_team != 1) return std::nullopt;
+  const std::uint32_t head = round_up(static_cast<std::uint32_t>(query.head_dim), 16),
+                      value = round_up(static_cast<std::uint32_t>(query.value_dim), 16);
+  const std::uint32_t keys = kDecodeMmaUnitLen / as.streams, rows = as.rows();
+  const std::uint32_t slot =
+      round_up(as.step * std::max(decode_pitch(head), decode_pitch(value)), 128);
+  DecodeClusterShape s;
+  s.steps = keys / as.step;
+  s.leaf_bytes = 2 * s.steps * slot;
+  for (s.leaves = 4; s.leaves > 0; s.leaves /= 4) {
+    // As decode_cluster.cu lays it out.
+    s.fixed_bytes =
+        round_up(round_up(rows * decode_pitch(head), 128) + keys * (64 + 32) +
+                     2 * s.steps * rows * 4 + s.leaves * as.tile_rows * (8 + (value + 8) * 4),
+                 128);
+    if (s.fixed_bytes > max_shared_bytes) continue;
+    s.depth = std::min(s.leaves, (max_shared_bytes - s.fixed_bytes) / s.leaf_bytes);
+    if (s.depth >= std::min(s.leaves, 2u)) return s;
+  }
+  return std::nullopt;
+}
+
 std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int64_t num_indices,
                                                std::uint32_t max_shared_bytes) {
   constexpr std::uint32_t kOfBlock = 1 << 10;  // that the system takes
@@ -182,7 +219,7 @@ std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int
   if (query.dtype == DType::kFloat32) return std::nullopt;
   const std::uint32_t head = gpu::padded_dim(query.dtype, query.head_dim);
   const std::uint32_t value = gpu::padded_dim(query.dtype, query.value_dim);
-  const auto up = [](std::uint32_t x, std::uint32_t to) { return ceil_div(x, to) * to; };
+  const auto up = round_up;
   DecodeMmaShape s;
   s.step = std::max(head, value) <= 80 ? 32 : 16;
   s.column_team = value <= 256 ? 1 : 4;
@@ -190,12 +227,9 @@ std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int
   // As decode_mma.cu lays it out.
   const std::uint32_t width =
       s.column_team == 1 ? up(value, 16) : up(value, 64 * s.column_team) / s.column_team;
-  const auto pitch = [](std::uint32_t elements) {
-    const std::uint32_t words = elements / 8;
-    return 16 * (words % 8 == 0 ? words : words | 1);
-  };
   const std::uint32_t value_width = width * s.column_team;
-  const std::uint32_t head_pitch = pitch(up(head, 16)), value_pitch = pitch(value_width);
+  const std::uint32_t head_pitch = decode_pitch(up(head, 16)),
+                      value_pitch = decode_pitch(value_width);
   const std::uint32_t slot = up(s.step * std::max(head_pitch, value_pitch), 128);
   const bool paired = head != value && (head % 16 != 0 || value_width != value);
   const auto fits = [&] {
