@@ -144,19 +144,21 @@ struct DecodeMmaShape {
   std::uint32_t rows() const { return 16 * row_team; }
 };
 
-/// kernels/decode_cluster.cu: a warp for each of a leaf's `steps`, and one more. `leaves` of a
-/// block at most, of which `depth` are under way. Results depend on what they depend on in
+/// kernels/decode_cluster.cu: a warp for each of a leaf's `steps`. A block has `leaves` at most;
+/// parts of these, K or V, come through `slots`. Results depend on what they depend on in
 /// decode_mma.cu.
 struct DecodeClusterShape {
-  static constexpr std::uint32_t kMostBlocks = 8;  ///< of a cluster
+  std::uint32_t steps = 0, leaves = 0, slots = 0, tile_rows = 0;
+  std::uint32_t resident = 0;                     ///< blocks that fit onto a multiprocessor
+  std::uint32_t fixed_bytes = 0, part_bytes = 0;  ///< of shared memory
 
-  std::uint32_t steps = 0, leaves = 0, depth = 0;
-  std::uint32_t fixed_bytes = 0, leaf_bytes = 0;  ///< of shared memory
-
-  std::uint32_t threads() const { return kWarp * (steps + 1); }
+  std::uint32_t threads() const { return kWarp * steps; }
   std::uint32_t shared_bytes(std::uint32_t leaves_of_block) const {
-    return fixed_bytes + std::min(depth, leaves_of_block) * leaf_bytes;
+    return fixed_bytes + std::min(slots, 2 * leaves_of_block) * part_bytes;
   }
+  /// Of the cluster of a group with so many leaves: as many as the group's share of the
+  /// multiprocessors. nullopt where decode_mma.cu is faster.
+  std::optional<std::uint32_t> blocks(std::uint32_t leaves_of_group, std::uint32_t share) const;
 };
 
 /// kernels/merge.cu.

@@ -219,8 +219,9 @@ KernelSpec Shapes::decode_cluster() const {
       folding("decode_cluster", s.threads(), s.shared_bytes(s.leaves), decode_mma_->step, false);
   for (std::string& option :
        std::vector{define("UNIT_LEN", kDecodeMmaUnitLen), define("STREAMS", decode_mma_->streams),
-                   define("ROW_TEAM", 1), define("COLUMN_TEAM", 1), define("SLOTS", 2 * s.depth),
-                   define("LEAVES", s.leaves), define("TILE_ROWS", decode_mma_->tile_rows),
+                   define("ROW_TEAM", 1), define("COLUMN_TEAM", 1), define("SLOTS", s.slots),
+                   define("RESIDENT", s.resident), define("LEAVES", s.leaves),
+                   define("TILE_ROWS", decode_mma_->tile_rows),
                    define("SHARED", s.shared_bytes(s.leaves))}) {
     kernel.options.push_back(std::move(option));
   }
@@ -236,12 +237,12 @@ std::optional<Shapes::Cluster> Shapes::cluster(const gpu::Waves& waves, std::int
   if (wave.num_indices > decode_mma_->rows()) return std::nullopt;
   const std::uint32_t all =
       std::bit_ceil(u32(gpu::ceil_div(keys, kDecodeMmaUnitLen))) * decode_mma_->streams;
-  std::uint32_t blocks = std::min(all, DecodeClusterShape::kMostBlocks);
-  while (blocks > 1 && wave.num_groups * blocks > multiprocessors_) blocks /= 2;
-  if (all > blocks * decode_cluster_->leaves) return std::nullopt;
+  const std::uint32_t share = multiprocessors_ / u32(wave.num_groups);
+  const std::optional<std::uint32_t> blocks = decode_cluster_->blocks(all, share);
+  if (!blocks || share == 0) return std::nullopt;
   return Cluster{.kernel = decode_cluster(),
-                 .grid = {blocks, u32(wave.num_groups)},
-                 .shared_bytes = decode_cluster_->shared_bytes(all / blocks)};
+                 .grid = {*blocks, u32(wave.num_groups)},
+                 .shared_bytes = decode_cluster_->shared_bytes(all / *blocks)};
 }
 
 KernelSpec Shapes::wgmma3(const std::string& name, std::uint32_t threads,

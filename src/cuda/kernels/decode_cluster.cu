@@ -3,7 +3,7 @@
 //
 // There a stream's keys of a unit, a leaf of the tree of states, are one warp's work, step after
 // step. Here they are a block's: a warp for each step of scores, then, the maxima exchanged, one
-// for some columns of values each, and one for the sums of weights. The blocks of a group are a
+// for some columns of values each. The blocks of a group are a
 // cluster (x; groups are y), which share out its leaves in order; each result is made by lanes that
 // read the leaves of a block each from its shared memory.
 #include "decode_products.cuh"
@@ -13,9 +13,7 @@ constexpr u32 kMostLeaves = KEYFOLD_LEAVES;  // of a block, one after the other
 constexpr u32 kTileRows = KEYFOLD_TILE_ROWS;
 constexpr u32 kLeavesOfSplit = kUnits * kStreams;
 constexpr i32 kLeafSteps = kUnitLen / (kStep * kStreams);
-constexpr i32 kDepth = kSlots / 2;  // leaves under way
-static_assert(kThreads == 32 * (kLeafSteps + 1) && kTeam == 1, "as in kernel_shape.hpp");
-static_assert(kDepth > 1 || kMostLeaves == 1, "a leaf is asked for before the one in front ends");
+static_assert(kThreads == 32 * kLeafSteps && kTeam == 1, "as in kernel_shape.hpp");
 constexpr u32 kQuads = kValueDim / 4;
 constexpr u32 kLeftPitch = kValueWidth + 8;  // floats: rows begin in different banks
 
@@ -29,7 +27,7 @@ constexpr u32 kStatesAt = kFactorsAt + kLeafSteps * kRows * 4;       // (m, l) [
 constexpr u32 kLeftAt = kStatesAt + kMostLeaves * kTileRows * 8;     // o [leaves][kTileRows]
 constexpr u32 kRingAt = round_up(kLeftAt + kMostLeaves * kTileRows * kLeftPitch * 4, 128);
 constexpr u32 kPartBytes = kLeafSteps * kSlotBytes;  // K of a leaf, or V
-static_assert(kRingAt + kDepth * 2 * kPartBytes == KEYFOLD_SHARED, "as in kernel_shape.hpp");
+static_assert(kRingAt + kSlots * kPartBytes == KEYFOLD_SHARED, "as in kernel_shape.hpp");
 
 KEYFOLD_INLINE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::
@@ -84,12 +82,58 @@ KEYFOLD_INLINE Sum shuffled_down(const Sum& x, u32 lanes) {
            __shfl_down_sync(~0u, x.o.z, lanes), __shfl_down_sync(~0u, x.o.w, lanes)}};
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+// What a block has of a leaf for who multiplies weights and values: this lane's part.
+struct Weights {
+  const float4* all;     // [steps][step / 8][32]
+  const uint4* packed;   // [steps][step / 16][32]
+  const float* factors;  // of o before the step, of row lane / 4: [steps][kRows]
+};
+// o = weights v, of 16 columns; `values`: where this lane's matrix row lies. Not kFast: of marks,
+// or of what is finite; that is seldom.
+template <Mode kMode>
+KEYFOLD_INLINE void multiply_values(float (&o)[8], const Weights& w, u32 values) {
+  constexpr i32 kAtOnce = kMode == kFast ? kLeafSteps : 1;
+#pragma unroll
+  for (u32 i = 0; i < 8; ++i) o[i] = 0.0f;
+#pragma unroll kAtOnce
+  for (u32 step = 0; step < kLeafSteps; ++step) {
+    if (kMode != kMarks) {
+      const float alpha[2] = {w.factors[step * kRows], w.factors[step * kRows + 8]};
+#pragma unroll
+      for (u32 i = 0; i < 8; ++i) o[i] *= alpha[i / 2 % 2];
+    }
+#pragma unroll
+    for (u32 n = 0; n < kStep / 16; ++n) {
+      u32 a[4], x[4];
+      load_transposed(x, values + step * kSlotBytes + 16 * n * ValueTile::kPitch);
+      if (kMode == kMarks) {
+#pragma unroll
+        for (u32 e = 0; e < 2; ++e) {
+          const float4 y = w.all[(step * (kStep / 8) + 2 * n + e) * 32];
+          a[2 * e] = pack(weight_in(kMode, y.x), weight_in(kMode, y.y));
+          a[2 * e + 1] = pack(weight_in(kMode, y.z), weight_in(kMode, y.w));
+        }
+      } else {
+        const uint4 y = w.packed[(step * (kStep / 16) + n) * 32];
+        a[0] = y.x, a[1] = y.y, a[2] = y.z, a[3] = y.w;
+      }
+      if (kMode != kFast) {
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) {
+          x[e] = mark_of(x[e] & 0xffffu, kMode) | mark_of(x[e] >> 16, kMode) << 16;
+        }
+      }
+      multiply(o, a, x[0], x[1]);
+      multiply(o + 4, a, x[2], x[3]);
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
     decode_cluster(const __grid_constant__ Params p, const __grid_constant__ Ends ends) {
   extern __shared__ __align__(128) unsigned char shared[];
   const u32 base = shared_address(shared);
   const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, step = warp;
-  const bool sums_up = step == kLeafSteps;
   const u32 peers = gridDim.x, leaves = leaves_of(p.num_keys, peers);
   const u32 group = p.group + blockIdx.y, batch = group / p.kv_heads;
   const u32 kv_head = group - batch * p.kv_heads, last = p.index_end - 1;
@@ -103,59 +147,53 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     for (u32 i = threadIdx.x; i < kWeightsAt / 16; i += kThreads) {
       reinterpret_cast<uint4*>(shared)[i] = {0, 0, 0, 0};
     }
-    for (u32 i = threadIdx.x; i < smaller<u32>(leaves, kDepth) * 2 * kPartBytes / 16;
+    for (u32 i = threadIdx.x; i < smaller<u32>(2 * leaves, kSlots) * kPartBytes / 16;
          i += kThreads) {
       reinterpret_cast<uint4*>(shared + kRingAt)[i] = {0, 0, 0, 0};
     }
     __syncthreads();
   }
 
-  const auto slot_of = [&](u32 leaf, u32 part) {
-    return base + kRingAt + (leaf % kDepth * 2 + part) * kPartBytes;
-  };
-  // This warp's step of a leaf: K, then V. What no row sees is zero in V, so that its weights, 0,
-  // add nothing.
+  // Part 2 i is K of the block's leaf i, part 2 i + 1 its V.
+  const auto slot_of = [&](u32 part) { return base + kRingAt + part % kSlots * kPartBytes; };
   const u64 k = p.k + batch * p.k_batch + kv_head * p.k_head;
   const u64 v = p.v + batch * p.v_batch + kv_head * p.v_head;
-  const auto fetch = [&](u32 i, bool queries) {
-    const Leaf leaf = leaf_of(first_leaf + i, seen);
-    const bool any = i < leaves && leaf.begin < leaf.end && !sums_up;
+  // This warp's step of a part. What no row sees is zero in V, so that its weights, 0, add nothing.
+  const auto fetch = [&](u32 part) {
+    const Leaf leaf = leaf_of(first_leaf + part / 2, seen);
+    const bool any = part < 2 * leaves && leaf.begin < leaf.end;
     const bool mine = i32(step) >= leaf.begin && i32(step) < leaf.end;
     const i32 key = leaf.key + i32(step) * kStreams * kStep;
-    const i32 rows = mine ? batch_seen.limit - key : 0;
-    const u32 at = slot_of(i, 0) + step * kSlotBytes;
-    if (any && rows >= kStep) {
-      HeadCopier::copy<true>(at, HeadCopier::begin(k + key * p.k_key, p.k_key, lane), p.k_key,
-                             kStep, lane);
-    } else if (any && rows > 0) {
-      HeadCopier::copy<false>(at, HeadCopier::begin(k + key * p.k_key, p.k_key, lane), p.k_key,
-                              rows, lane);
-    }
-    if (queries) {
-#pragma unroll 1
-      for (u32 j = threadIdx.x; j < kRows * kHeadWords; j += kThreads) {
-        const u32 index = smaller(p.index_begin + j / kHeadWords, last), word = j % kHeadWords;
-        const u32 row = row_of(p, index);
-        const u64 from = ends.q.at == 0
-                             ? p.q + 2 * kHeadDim * state_index(p, group, index)
-                             : address_of(ends.q, batch, kv_head, index - row * p.heads, row);
-        copy_16(base + kQueryAt + HeadTile::at(j / kHeadWords, word), from + 16 * word);
+    const i32 rows = any && mine ? batch_seen.limit - key : 0;
+    const u32 at = slot_of(part) + step * kSlotBytes;
+    if (part % 2 == 0) {
+      const u64 from = HeadCopier::begin(k + key * p.k_key, p.k_key, lane);
+      if (rows >= kStep) {
+        HeadCopier::copy<true>(at, from, p.k_key, kStep, lane);
+      } else if (rows > 0) {
+        HeadCopier::copy<false>(at, from, p.k_key, rows, lane);
+      }
+    } else {
+      const u64 from = ValueCopier::begin(v + (rows > 0 ? key : 0) * p.v_key, p.v_key, lane);
+      if (rows >= kStep) {
+        ValueCopier::copy<true>(at, from, p.v_key, kStep, lane);
+      } else if (any) {
+        ValueCopier::copy<false>(at, from, p.v_key, rows, lane);
       }
     }
     copies_commit();
-    if (any && rows >= kStep) {
-      ValueCopier::copy<true>(at + kPartBytes, ValueCopier::begin(v + key * p.v_key, p.v_key, lane),
-                              p.v_key, kStep, lane);
-    } else if (any) {
-      const i32 from = rows > 0 ? key : 0;
-      ValueCopier::copy<false>(at + kPartBytes,
-                               ValueCopier::begin(v + from * p.v_key, p.v_key, lane), p.v_key, rows,
-                               lane);
-    }
-    copies_commit();
   };
 #pragma unroll 1
-  for (u32 i = 0; i < kDepth; ++i) fetch(i, i == 0);
+  for (u32 j = threadIdx.x; j < kRows * kHeadWords; j += kThreads) {
+    const u32 index = smaller(p.index_begin + j / kHeadWords, last), word = j % kHeadWords;
+    const u32 row = row_of(p, index);
+    const u64 from = ends.q.at == 0
+                         ? p.q + 2 * kHeadDim * state_index(p, group, index)
+                         : address_of(ends.q, batch, kv_head, index - row * p.heads, row);
+    copy_16(base + kQueryAt + HeadTile::at(j / kHeadWords, word), from + 16 * word);
+  }
+#pragma unroll 1
+  for (u32 part = 0; part < kSlots; ++part) fetch(part);
 
   const u32 near = lane % 16, far = lane / 16 * 8 + lane % 8;
   const MatrixRows<HeadTile> query_rows(near, lane / 16), key_rows(far, lane / 8 % 2);
@@ -163,6 +201,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   uint4* const packed = reinterpret_cast<uint4*>(shared + kPackedAt) + lane;
   float* const maxima = reinterpret_cast<float*>(shared + kMaximaAt) + lane / 4;
   float* const factors = reinterpret_cast<float*>(shared + kFactorsAt) + lane / 4;
+  const Weights of_leaf{weights, packed, factors};
   float2* const states = reinterpret_cast<float2*>(shared + kStatesAt);
   float* const left = reinterpret_cast<float*>(shared + kLeftAt);
   // Rows beyond the last are computed as this, and not read.
@@ -178,16 +217,16 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     const bool empty = leaf.begin >= leaf.end;
     const bool mine = i32(step) >= leaf.begin && i32(step) < leaf.end;
     if (i == 0) {
-      copies_wait<2 * kDepth - 1>();
+      copies_wait<kSlots - 1>();
       __syncthreads();  // q is there
     } else {
-      copies_wait<larger(0, 2 * kDepth - 3)>();
+      copies_wait<kSlots - 2>();
       __syncwarp();
     }
     // Scores.
     float s[kStep / 2], most[2] = {hidden(), hidden()};
-    if (mine && !sums_up) {
-      const u32 keys = slot_of(i, 0) + step * kSlotBytes;
+    if (mine) {
+      const u32 keys = slot_of(2 * i) + step * kSlotBytes;
       multiply_keys(
           s, [&](i32 j, u32(&a)[4]) { load_matrices(a, query_rows.at(base + kQueryAt, j, 0)); },
           [&](i32 j, i32 n, u32(&x)[4]) { load_matrices(x, key_rows.at(keys, j, n)); });
@@ -200,21 +239,25 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (u32 r = 0; r < 2; ++r) most[r] = row_maximum(s, r) * unit;
     }
-    if (!sums_up && lane % 4 == 0) {
+    if (lane % 4 == 0) {
       for (u32 r = 0; r < 2; ++r) maxima[step * kRows + 8 * r] = most[r];
     }
     __syncthreads();  // and all have done with the leaf before
-    if (i > 0) fetch(i - 1 + kDepth, false);
-    // Weights, against the maxima up to this step; of all steps for who sums up.
+#pragma unroll 1
+    for (u32 part = i == 0 ? 2 * i : 2 * i - 1; part <= 2 * i; ++part) fetch(part + kSlots);
+    // Weights, against the maxima up to this step.
     Sums c{{hidden(), hidden()}, {0.0f, 0.0f}, {0.0f, 0.0f}};
+    float all[2] = {hidden(), hidden()};  // of all steps
 #pragma unroll
     for (u32 j = 0; j < kLeafSteps; ++j) {
 #pragma unroll
       for (u32 r = 0; r < 2; ++r) {
-        if (j < step) c.m[r] = fmaxf(c.m[r], maxima[j * kRows + 8 * r]);
+        const float top = maxima[j * kRows + 8 * r];
+        if (j < step) c.m[r] = fmaxf(c.m[r], top);
+        all[r] = fmaxf(all[r], top);
       }
     }
-    if (!sums_up) {
+    {
       float alpha[2] = {1.0f, 1.0f};
       if (mine) {
         const float tops[2] = {fmaxf(c.m[0], most[0]), fmaxf(c.m[1], most[1])};
@@ -240,76 +283,45 @@ extern "C" __global__ void __launch_bounds__(kThreads)
         for (u32 r = 0; r < 2; ++r) factors[step * kRows + 8 * r] = alpha[r];
       }
     }
-    copies_wait<2 * kDepth - 2>();
+    copies_wait<kSlots - 1>();
     __syncthreads();
-    if (sums_up) {
-      // As weigh() adds them up.
+    if (warp < kTileRows / 8) {
+      // The sums of weights of half of the rows, as weigh() adds them up.
+      const u32 r = warp;
+      float t = 0.0f;
 #pragma unroll
       for (u32 j = 0; j < kLeafSteps; ++j) {
-        float sum[2][2];
-        for (u32 r = 0; r < 2; ++r) sum[r][0] = c.t[r] * factors[j * kRows + 8 * r], sum[r][1] = 0;
+        float sum[2] = {t * factors[j * kRows + 8 * r], 0.0f};
 #pragma unroll
         for (u32 n = 0; n < kStep / 8; ++n) {
-          const float4 w = weights[(j * (kStep / 8) + n) * 32];
-          sum[0][0] += w.x, sum[0][1] += w.y, sum[1][0] += w.z, sum[1][1] += w.w;
+          const float2 w = reinterpret_cast<const float2*>(weights + (j * (kStep / 8) + n) * 32)[r];
+          sum[0] += w.x;
+          sum[1] += w.y;
         }
-        for (u32 r = 0; r < 2; ++r) c.t[r] = sum[r][0] + sum[r][1];
+        t = sum[0] + sum[1];
       }
-#pragma unroll
-      for (u32 r = 0; r < 2; ++r) {
-        const float l = quad_sum(c.t[r]);
-        if (8 * r >= kTileRows || lane % 4 != 0) continue;
-        // A NaN: the row stays NaN whatever it meets.
-        const float2 ml{is_nan(l) ? nan() : c.m[r], l * kWeightUnit};
+      const float l = quad_sum(t);
+      // A NaN: the row stays NaN whatever it meets.
+      const float2 ml{is_nan(l) ? nan() : r == 0 ? all[0] : all[1], l * kWeightUnit};
+      if (lane % 4 == 0) {
         states[i * kTileRows + lane / 4 + 8 * r] =
             empty || l == 0.0f ? float2{hidden(), -1.0f} : ml;
       }
-      continue;
     }
     if (empty) continue;
       // Values: 16 columns at a time.
 #pragma unroll 1
     for (u32 slice = warp; slice < kWidth / 16; slice += kLeafSteps) {
-      const u32 values = slot_of(i, 1) + ValueTile::at(near, lane / 16 + 2 * slice);
+      const u32 values = slot_of(2 * i + 1) + ValueTile::at(near, lane / 16 + 2 * slice);
       float o[8];
-      const auto multiply_values = [&](Mode mode) {
-        for (u32 j = 0; j < 8; ++j) o[j] = 0.0f;
-#pragma unroll
-        for (u32 j = 0; j < kLeafSteps; ++j) {
-          if (mode != kMarks) {
-            const float alpha[2] = {factors[j * kRows], factors[j * kRows + 8]};
-            for (u32 e = 0; e < 8; ++e) o[e] *= alpha[e / 2 % 2];
-          }
-#pragma unroll
-          for (u32 n = 0; n < kStep / 16; ++n) {
-            const uint4 w = packed[(j * (kStep / 16) + n) * 32];
-            u32 a[4] = {w.x, w.y, w.z, w.w}, x[4];
-            load_transposed(x, values + j * kSlotBytes + 16 * n * ValueTile::kPitch);
-            if (mode != kFast) {
-              for (u32 e = 0; e < 4; ++e) {
-                x[e] = mark_of(x[e] & 0xffffu, mode) | mark_of(x[e] >> 16, mode) << 16;
-              }
-            }
-            if (mode == kMarks) {
-              for (u32 e = 0; e < 2; ++e) {
-                const float4 y = weights[(j * (kStep / 8) + 2 * n + e) * 32];
-                a[2 * e] = pack(weight_in(mode, y.x), weight_in(mode, y.y));
-                a[2 * e + 1] = pack(weight_in(mode, y.z), weight_in(mode, y.w));
-              }
-            }
-            multiply(o, a, x[0], x[1]);
-            multiply(o + 4, a, x[2], x[3]);
-          }
-        }
-      };
-      multiply_values(kFast);
+      multiply_values<kFast>(o, of_leaf, values);
       float zero = 0.0f;  // or NaN
       for (u32 e = 0; e < 8; ++e) zero = fmaf(o[e], 0.0f, zero);
       if (__any_sync(~0u, is_nan(zero))) {
-        multiply_values(kMarks);
+        multiply_values<kMarks>(o, of_leaf, values);
         u32 codes = 0;
         for (u32 e = 0; e < 8; ++e) codes |= odd_code(o[e]) << (2 * e);
-        multiply_values(kFinite);
+        multiply_values<kFinite>(o, of_leaf, values);
         for (u32 e = 0; e < 8; ++e) {
           if (const u32 code = codes >> (2 * e) & 3) o[e] = odd_value(code);
         }
