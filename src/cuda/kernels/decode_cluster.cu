@@ -3,9 +3,9 @@
 //
 // There a stream's keys of a unit, a leaf of the tree of states, are one warp's work, step after
 // step. Here they are a block's: a warp for each step of scores, then, the maxima exchanged, one
-// for some columns of values each. The blocks of a group are a
-// cluster (x; groups are y), which share out its leaves in order; each result is made by lanes that
-// read the leaves of a block each from its shared memory.
+// for some columns of values each. The blocks of a group are a cluster (x; groups are y), which
+// share out its leaves in order; each result is made by lanes that read the leaves of a block each
+// from its shared memory.
 #include "decode_products.cuh"
 #include "decode_results.cuh"
 
