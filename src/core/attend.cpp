@@ -43,6 +43,7 @@ Report scaled_dot_product_attention(const TensorView& q, const TensorView& k, co
     core::check_output(shape, out, options.lse, q.device);
     const core::KeySource source = core::locate_keys(k, v, 0);
     core::Problem problem = core::make_problem(shape, &q, options);
+    problem.keys_on_device = source.on_device();
     if (q.device != Device{}) problem.device_out = out, problem.device_lse = options.lse;
     core::Session session(std::move(problem), options.run, core::backend_of(source));
     session.check_reaches(source);

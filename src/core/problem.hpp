@@ -38,6 +38,7 @@ struct Problem {
   std::vector<std::int64_t> key_limit;       ///< [batch] keys behind are never read
   std::optional<TensorView> mask;            ///< sizes expanded, broadcast axes have stride 0
   std::vector<float> sinks;                  ///< [num_heads], or empty
+  bool keys_on_device = false;               ///< all keys and values are: none is brought there
   // For tensors on a device that is not the host:
   Device device;                                            ///< where all tensors are
   void* stream = nullptr;                                   ///< RunOptions::stream

@@ -31,10 +31,20 @@ Failure::Failure(const char* function, CUresult code)
     : std::runtime_error(std::string(function) + ": " + describe(code)), code_(code) {}
 
 void Driver::launch(CUfunction function, const std::array<unsigned, 3>& grid, unsigned threads,
-                    unsigned shared_bytes, CUstream stream, void** arguments, bool overlaps) const {
-  CUlaunchAttribute attribute{};
-  attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-  attribute.value.programmaticStreamSerializationAllowed = 1;
+                    unsigned shared_bytes, CUstream stream, void** arguments, bool overlaps,
+                    bool clusters) const {
+  std::array<CUlaunchAttribute, 2> attributes{};
+  unsigned count = 0;
+  if (overlaps) {
+    CUlaunchAttribute& attribute = attributes[count++];
+    attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+  }
+  if (clusters) {
+    CUlaunchAttribute& attribute = attributes[count++];
+    attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attribute.value.clusterDim = {grid[0], 1, 1};
+  }
   CUlaunchConfig config{};
   config.gridDimX = grid[0];
   config.gridDimY = grid[1];
@@ -43,8 +53,8 @@ void Driver::launch(CUfunction function, const std::array<unsigned, 3>& grid, un
   config.blockDimY = config.blockDimZ = 1;
   config.sharedMemBytes = shared_bytes;
   config.hStream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = overlaps ? 1 : 0;
+  config.attrs = attributes.data();
+  config.numAttrs = count;
   launch_kernel_ex(static_cast<const CUlaunchConfig*>(&config), function, arguments,
                    static_cast<void**>(nullptr));
 }

@@ -101,10 +101,10 @@ class Driver {
   /// Of CUDA, as 1000 * major + 10 * minor.
   int version() const { return version_; }
   int device_count() const { return device_count_; }
-  /// `overlaps`: see KernelSpec; of devices of compute capability 9.0 and later.
+  /// `overlaps`, `clusters`: see KernelSpec; of devices of compute capability 9.0 and later.
   void launch(CUfunction function, const std::array<unsigned, 3>& grid, unsigned threads,
-              unsigned shared_bytes, CUstream stream, void** arguments,
-              bool overlaps = false) const;
+              unsigned shared_bytes, CUstream stream, void** arguments, bool overlaps = false,
+              bool clusters = false) const;
   /// Why the driver can't run kernels; empty if it can.
   const std::string& missing() const { return missing_; }
 

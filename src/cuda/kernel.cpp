@@ -7,11 +7,14 @@
 #include "attend.cu.hpp"
 #include "common.cuh.hpp"
 #include "decode.cu.hpp"
+#include "decode_cluster.cu.hpp"
 #include "decode_combine.cuh.hpp"
 #include "decode_copies.cuh.hpp"
 #include "decode_cursor.cuh.hpp"
 #include "decode_merge.cu.hpp"
 #include "decode_mma.cu.hpp"
+#include "decode_products.cuh.hpp"
+#include "decode_results.cuh.hpp"
 #include "fold.cuh.hpp"
 #include "hopper.cuh.hpp"
 #include "mask_bits.cu.hpp"
@@ -45,6 +48,7 @@ namespace keyfold::cuda {
 SourceFile kernel_source(const std::string& file) {
   for (const SourceFile& source : {SourceFile{"attend.cu", kernels::attend_cu},
                                    {"decode.cu", kernels::decode_cu},
+                                   {"decode_cluster.cu", kernels::decode_cluster_cu},
                                    {"decode_merge.cu", kernels::decode_merge_cu},
                                    {"decode_mma.cu", kernels::decode_mma_cu},
                                    {"mask_bits.cu", kernels::mask_bits_cu},
@@ -66,6 +70,8 @@ const std::vector<SourceFile>& kernel_headers() {
                                    {"decode_combine.cuh", kernels::decode_combine_cuh},
                                    {"decode_copies.cuh", kernels::decode_copies_cuh},
                                    {"decode_cursor.cuh", kernels::decode_cursor_cuh},
+                                   {"decode_products.cuh", kernels::decode_products_cuh},
+                                   {"decode_results.cuh", kernels::decode_results_cuh},
                                    {"fold.cuh", kernels::fold_cuh},
                                    {"hopper.cuh", kernels::hopper_cuh},
                                    {"mask_bits.cuh", kernels::mask_bits_cuh},

@@ -35,6 +35,8 @@ struct KernelSpec {
   bool ends = false;
   /// It awaits what is in front of it itself, and may be launched before that has ended.
   bool overlaps = false;
+  /// Blocks along x are a cluster.
+  bool clusters = false;
 };
 
 /// kernels/wgmma_jobs.cuh, mask_bits.cu, fold.cuh and pairs.cuh have its twins; those that know no

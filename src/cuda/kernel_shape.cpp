@@ -9,6 +9,7 @@ namespace keyfold::cuda {
 namespace {
 
 constexpr std::uint32_t kVec4Bytes = 16;
+constexpr std::uint32_t kOfBlock = 1 << 10;     // shared memory of a block that the system takes
 constexpr std::uint32_t kDecodeRegisters = 64;  // floats of q, or of the output, in a thread
 
 std::uint32_t ceil_div(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
@@ -166,7 +167,6 @@ std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
     for (s.stages = 2; s.stages > 0; --s.stages) {
       s.shared_bytes = s.rows() * q_bytes + s.stages * s.keys * key_bytes;
       if (s.shared_bytes > max_shared_bytes) continue;
-      constexpr std::uint32_t kOfBlock = 1 << 10;  // that the system takes
       s.resident = std::min(std::max(1u, 256 / s.threads()),
                             (max_shared_bytes + kOfBlock) / (s.shared_bytes + kOfBlock));
       return s;
@@ -175,14 +175,70 @@ std::optional<MmaShape> mma_shape(const ShapeQuery& query, bool masked,
   return std::nullopt;
 }
 
+namespace {
+
+constexpr auto round_up = [](std::uint32_t x, std::uint32_t to) { return ceil_div(x, to) * to; };
+
+/// Bytes of a row of decode's tiles in shared memory.
+std::uint32_t decode_pitch(std::uint32_t elements) {
+  const std::uint32_t words = elements / 8;
+  return 16 * (words % 8 == 0 ? words : words | 1);
+}
+
+}  // namespace
+
+std::optional<DecodeClusterShape> decode_cluster_shape(const ShapeQuery& query,
+                                                       const DecodeMmaShape& as,
+                                                       std::uint32_t max_shared_bytes) {
+  if (as.row_team != 1 || as.column_team != 1) return std::nullopt;
+  const std::uint32_t head = round_up(static_cast<std::uint32_t>(query.head_dim), 16),
+                      value = round_up(static_cast<std::uint32_t>(query.value_dim), 16);
+  const std::uint32_t keys = kDecodeMmaUnitLen / as.streams, rows = as.rows();
+  const std::uint32_t slot =
+      round_up(as.step * std::max(decode_pitch(head), decode_pitch(value)), 128);
+  DecodeClusterShape s;
+  s.steps = keys / as.step;
+  s.tile_rows = as.tile_rows;
+  s.part_bytes = s.steps * slot;
+  for (s.resident = 2; s.resident > 0; --s.resident) {
+    // Four leaves take a block that is alone as long as a unit takes one of decode_mma.cu.
+    for (s.leaves = s.resident > 1 ? 2 : 4; s.leaves > 0; s.leaves /= 2) {
+      // As decode_cluster.cu lays it out.
+      s.fixed_bytes =
+          round_up(round_up(rows * decode_pitch(head), 128) + keys * (64 + 32) +
+                       2 * s.steps * rows * 4 + s.leaves * as.tile_rows * (8 + (value + 8) * 4),
+                   128);
+      const std::uint32_t room = (max_shared_bytes + kOfBlock) / s.resident - kOfBlock;
+      if (s.fixed_bytes > room) continue;
+      s.slots = std::min(2 * s.leaves, (room - s.fixed_bytes) / s.part_bytes);
+      if (query.head_dim != query.value_dim) s.slots = s.slots / 2 * 2;  // zeros of K and V differ
+      if (s.slots >= 2) return s;
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<std::uint32_t> DecodeClusterShape::blocks(std::uint32_t leaves_of_group,
+                                                        std::uint32_t share) const {
+  constexpr std::uint32_t kPortable = 8, kMost = 16;  // blocks of a cluster
+  const auto within = [&](std::uint32_t most) {
+    return std::min({leaves_of_group, most, std::bit_floor(std::max(share, 1u))});
+  };
+  std::uint32_t n = within(kPortable);
+  // Few of Hopper's graphics processing clusters have room for 16 blocks alone; two on a
+  // multiprocessor are faster than twice the leaves in each where rows are few.
+  if (leaves_of_group > n * leaves && resident > 1 && tile_rows <= 8) n = within(kMost);
+  if (leaves_of_group > n * leaves) return std::nullopt;
+  return n;
+}
+
 std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int64_t num_indices,
                                                std::uint32_t max_shared_bytes) {
-  constexpr std::uint32_t kOfBlock = 1 << 10;  // that the system takes
-  constexpr std::uint32_t kRingKeys = 64;      // more under way make memory slower
+  constexpr std::uint32_t kRingKeys = 64;  // more under way make memory slower
   if (query.dtype == DType::kFloat32) return std::nullopt;
   const std::uint32_t head = gpu::padded_dim(query.dtype, query.head_dim);
   const std::uint32_t value = gpu::padded_dim(query.dtype, query.value_dim);
-  const auto up = [](std::uint32_t x, std::uint32_t to) { return ceil_div(x, to) * to; };
+  const auto up = round_up;
   DecodeMmaShape s;
   s.step = std::max(head, value) <= 80 ? 32 : 16;
   s.column_team = value <= 256 ? 1 : 4;
@@ -190,12 +246,9 @@ std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int
   // As decode_mma.cu lays it out.
   const std::uint32_t width =
       s.column_team == 1 ? up(value, 16) : up(value, 64 * s.column_team) / s.column_team;
-  const auto pitch = [](std::uint32_t elements) {
-    const std::uint32_t words = elements / 8;
-    return 16 * (words % 8 == 0 ? words : words | 1);
-  };
   const std::uint32_t value_width = width * s.column_team;
-  const std::uint32_t head_pitch = pitch(up(head, 16)), value_pitch = pitch(value_width);
+  const std::uint32_t head_pitch = decode_pitch(up(head, 16)),
+                      value_pitch = decode_pitch(value_width);
   const std::uint32_t slot = up(s.step * std::max(head_pitch, value_pitch), 128);
   const bool paired = head != value && (head % 16 != 0 || value_width != value);
   const auto fits = [&] {

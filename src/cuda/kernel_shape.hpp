@@ -1,6 +1,7 @@
 // How the kernels on CUDA cores are shaped: what kernels/*.cu are compiled for.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
@@ -147,6 +148,23 @@ struct DecodeMmaShape {
   std::uint32_t rows() const { return 16 * row_team; }
 };
 
+/// kernels/decode_cluster.cu: a warp for each of a leaf's `steps`. A block has `leaves` at most;
+/// parts of these, K or V, come through `slots`. Results depend on what they depend on in
+/// decode_mma.cu.
+struct DecodeClusterShape {
+  std::uint32_t steps = 0, leaves = 0, slots = 0, tile_rows = 0;
+  std::uint32_t resident = 0;                     ///< blocks that fit onto a multiprocessor
+  std::uint32_t fixed_bytes = 0, part_bytes = 0;  ///< of shared memory
+
+  std::uint32_t threads() const { return kWarp * steps; }
+  std::uint32_t shared_bytes(std::uint32_t leaves_of_block) const {
+    return fixed_bytes + std::min(slots, 2 * leaves_of_block) * part_bytes;
+  }
+  /// Of the cluster of a group with so many leaves: as many as the group's share of the
+  /// multiprocessors. nullopt where decode_mma.cu is faster.
+  std::optional<std::uint32_t> blocks(std::uint32_t leaves_of_group, std::uint32_t share) const;
+};
+
 /// kernels/merge.cu.
 struct MergeShape {
   std::uint32_t rows = 0;   ///< of a block
@@ -173,6 +191,10 @@ DecodeShape decode_shape(const ShapeQuery& query);
 /// For `num_indices` rows of a group. nullopt for float32, and as mma_shape().
 std::optional<DecodeMmaShape> decode_mma_shape(const ShapeQuery& query, std::int64_t num_indices,
                                                std::uint32_t max_shared_bytes);
+/// For the same calls; nullopt where a block has no room for them, or for their rows.
+std::optional<DecodeClusterShape> decode_cluster_shape(const ShapeQuery& query,
+                                                       const DecodeMmaShape& as,
+                                                       std::uint32_t max_shared_bytes);
 /// `many`: splits of a few rows, rather than few splits of many.
 MergeShape merge_shape(const ShapeQuery& query, bool many);
 

@@ -10,6 +10,7 @@ namespace keyfold::cuda {
 
 Keys::Keys(std::shared_ptr<Device> device, const gpu::Layout& layout, const core::Block& block)
     : device_(std::move(device)), layout_(layout) {
+  if (layout.problem.keys_on_device) return;
   const std::int64_t bytes =
       layout.window(block.group_end - block.group_begin, block.row_end - block.row_begin);
   // Before the first keys come: when memory does not suffice, a run can still begin with less.

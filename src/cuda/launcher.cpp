@@ -43,8 +43,13 @@ gpu::Params Launcher::describe(const ChunkBox& box, gpu::Address batches) const 
 
 Launch Launcher::launch_of(const KernelSpec& spec, Grid grid, const Jobs& jobs,
                            const gpu::Params& params, const Ends& ends) const {
-  Launch launch{device_.modules().get(spec), grid,          spec.threads,
-                spec.shared_bytes,           spec.overlaps, {params, {}, 0}};
+  Launch launch{.function = device_.modules().get(spec),
+                .grid = grid,
+                .threads = spec.threads,
+                .shared_bytes = spec.shared_bytes,
+                .overlaps = spec.overlaps,
+                .clusters = spec.clusters,
+                .arguments = {params, {}, 0}};
   if (spec.tiles) {
     launch.maps =
         encode_tensor_maps(device_.driver(), layout_.problem, *spec.tiles, block_, params, ends.q);
@@ -67,6 +72,15 @@ std::vector<Launch> Launcher::plan(const ChunkBox& box, const gpu::Params& chunk
                                   other = shapes_.other(ended, shapes_.copies_mask(chunk)),
                                   careful = shapes_.careful(ended);
   std::vector<Launch> launches;
+  if (const std::optional<Shapes::Cluster> few = shapes_.cluster(cut, chunk.num_keys, ended)) {
+    launches.push_back(launch_of(few->kernel, few->grid, {}, chunk, ends));
+    launches.back().arguments.alike = alike;
+    launches.back().shared_bytes = few->shared_bytes;
+    // Where keys become more while a stream is captured, the others have to be there.
+    device_.modules().get(main);
+    device_.modules().get(shapes_.fold_partials(cut.waves.front()));
+    return launches;
+  }
   for (const gpu::Wave& wave : cut.waves) {
     const gpu::Params params = gpu::part_of(chunk, wave);
     Jobs jobs = shapes_.jobs_of(wave, memory_.cuts != 0 ? keys : 0);
@@ -129,7 +143,7 @@ void Launcher::run(CUstream stream, const std::vector<Launch>& launches) const {
     if (launch.ends) arguments[count] = const_cast<Ends*>(&*launch.ends);
     device_.driver().launch(launch.function, {launch.grid.x, launch.grid.y, launch.grid.z},
                             launch.threads, launch.shared_bytes, stream, arguments.data(),
-                            launch.overlaps);
+                            launch.overlaps, launch.clusters);
   }
 }
 

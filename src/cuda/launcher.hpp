@@ -26,7 +26,7 @@ struct Launch {
   CUfunction function = nullptr;
   Grid grid;
   std::uint32_t threads = 0, shared_bytes = 0;
-  bool overlaps = false;
+  bool overlaps = false, clusters = false;
   Arguments arguments;
   std::optional<TensorMaps> maps = {};
   std::optional<Jobs> jobs = {};

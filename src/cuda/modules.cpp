@@ -119,6 +119,10 @@ CUfunction Modules::get(const KernelSpec& spec) {
       driver_.func_set_attribute(made.second, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                  static_cast<int>(spec.shared_bytes));
     }
+    if (spec.clusters) {  // of more than 8 blocks
+      driver_.func_set_attribute(made.second, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED,
+                                 1);
+    }
   } catch (...) {
     if (made.first != nullptr) driver_.module_unload.quietly(made.first);
     loaded_.erase(key);

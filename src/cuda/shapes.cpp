@@ -2,6 +2,7 @@
 #include "cuda/shapes.hpp"
 
 #include <algorithm>
+#include <bit>
 
 #include "cuda/tensor_map.hpp"
 #include "gpu/cast.hpp"
@@ -46,6 +47,8 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
     if (eligible("decode_mma"))
       decode_mma_ = decode_mma_shape(query, indices, traits.max_shared_bytes);
     if (decode_mma_) {
+      if (traits.capability == 90)
+        decode_cluster_ = decode_cluster_shape(query, *decode_mma_, traits.max_shared_bytes);
       name_ = "decode_mma";
       rate_ = 3e11;
       device_blocks_ = decode_mma_->resident * multiprocessors_;
@@ -211,6 +214,38 @@ KernelSpec Shapes::decode_mma() const {
   return kernel;
 }
 
+KernelSpec Shapes::decode_cluster() const {
+  const DecodeClusterShape& s = *decode_cluster_;
+  KernelSpec kernel =
+      folding("decode_cluster", s.threads(), s.shared_bytes(s.leaves), decode_mma_->step, false);
+  for (std::string& option :
+       std::vector{define("UNIT_LEN", kDecodeMmaUnitLen), define("STREAMS", decode_mma_->streams),
+                   define("ROW_TEAM", 1), define("COLUMN_TEAM", 1), define("SLOTS", s.slots),
+                   define("RESIDENT", s.resident), define("LEAVES", s.leaves),
+                   define("TILE_ROWS", decode_mma_->tile_rows),
+                   define("SHARED", s.shared_bytes(s.leaves))}) {
+    kernel.options.push_back(std::move(option));
+  }
+  kernel.jobs = false;
+  kernel.ends = kernel.clusters = true;
+  return kernel;
+}
+
+std::optional<Shapes::Cluster> Shapes::cluster(const gpu::Waves& waves, std::int64_t keys,
+                                               bool ended) const {
+  if (!decode_cluster_ || !ended || waves.waves.size() != 1 || keys == 0) return std::nullopt;
+  const gpu::Wave& wave = waves.waves.front();
+  if (wave.num_indices > decode_mma_->rows()) return std::nullopt;
+  const std::uint32_t all =
+      std::bit_ceil(u32(gpu::ceil_div(keys, kDecodeMmaUnitLen))) * decode_mma_->streams;
+  const std::uint32_t share = multiprocessors_ / u32(wave.num_groups);
+  const std::optional<std::uint32_t> blocks = decode_cluster_->blocks(all, share);
+  if (!blocks || share == 0) return std::nullopt;
+  return Cluster{.kernel = decode_cluster(),
+                 .grid = {*blocks, u32(wave.num_groups)},
+                 .shared_bytes = decode_cluster_->shared_bytes(all / *blocks)};
+}
+
 KernelSpec Shapes::wgmma3(const std::string& name, std::uint32_t threads,
                           std::uint32_t shared_bytes) const {
   KernelSpec kernel = spec(name, threads, shared_bytes);
@@ -318,6 +353,7 @@ std::vector<KernelSpec> Shapes::all() const {
   for (std::optional<KernelSpec> spec : {prepare(), sum_up()}) {
     if (spec) specs.push_back(*std::move(spec));
   }
+  if (decode_cluster_) specs.push_back(decode_cluster());
   specs.push_back(merge());
   specs.push_back(fold_partials({.num_splits = 1}));
   return specs;

@@ -68,6 +68,15 @@ class Shapes {
   bool ends_rows(const Ends& ends) const;
   bool reads_queries(const TensorRows& q) const;
 
+  /// One launch that takes few keys of a chunk, from empty states, to results: the same bits.
+  struct Cluster {
+    KernelSpec kernel;
+    Grid grid;
+    std::uint32_t shared_bytes = 0;
+  };
+  /// nullopt where it can't, or the device would be busier without it.
+  std::optional<Cluster> cluster(const gpu::Waves& waves, std::int64_t keys, bool ended) const;
+
   KernelSpec merge() const;
   std::int64_t merge_rows() const { return merge_.rows; }
   Grid merge_grid(const gpu::Wave& wave) const;
@@ -100,6 +109,7 @@ class Shapes {
   bool mask_has_values() const { return wgmma_ && gpu::mask_type(problem_) > 1; }
   KernelSpec mma(bool careful) const;
   KernelSpec decode_mma() const;
+  KernelSpec decode_cluster() const;
   KernelSpec wgmma3(const std::string& name, std::uint32_t threads,
                     std::uint32_t shared_bytes) const;
 
@@ -114,6 +124,7 @@ class Shapes {
   std::optional<WgmmaShape> biased_;  ///< the same with room for a mask's values
   std::optional<MmaShape> mma_;
   std::optional<DecodeMmaShape> decode_mma_;
+  std::optional<DecodeClusterShape> decode_cluster_;
   std::optional<Wgmma3Shape> wgmma3_;
   AttendShape attend_;
   DecodeShape decode_;

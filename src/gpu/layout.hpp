@@ -119,6 +119,10 @@ struct Layout {
     const std::int64_t least = tiling.decode ? 4 * kMinWindow : kMinWindow;
     return std::max(key_bytes(groups) * split_len(), std::clamp(likely, least, kMaxWindow));
   }
+  /// All of these: none where no key is on the host.
+  std::int64_t windows(std::int64_t groups, std::int64_t rows) const {
+    return problem.keys_on_device ? 0 : kFrames * window(groups, rows);
+  }
   /// Where keys that are on the device, but not as kernels read them, are gathered: of some groups
   /// at a time.
   std::int64_t gathered(std::int64_t groups, std::int64_t rows) const {
@@ -158,7 +162,7 @@ struct Layout {
   std::int64_t total(std::int64_t groups, std::int64_t rows) const {
     const std::int64_t n = states(groups, rows), p = partial_rows(rows);
     const std::int64_t copies = shared_memory ? 1 : 2;  // on the host's side and on the device's
-    return copies * (q(n) + kFrames * (window(groups, rows) + mask(groups, rows))) + o(n) +
+    return copies * (q(n) + windows(groups, rows) + kFrames * mask(groups, rows)) + o(n) +
            2 * ml(n) + o(p) + ml(p) + 2 * piece(n) + flags(groups, rows) + prepared(groups, rows) +
            cuts(groups, rows);
   }

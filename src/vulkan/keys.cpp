@@ -10,6 +10,7 @@ namespace keyfold::vulkan {
 
 Keys::Keys(std::shared_ptr<Device> device, const gpu::Layout& layout, const core::Block& block)
     : layout_(layout), device_(std::move(device)) {
+  if (layout.problem.keys_on_device) return;
   const std::int64_t groups = block.group_end - block.group_begin;
   const std::int64_t rows = block.row_end - block.row_begin;
   const std::int64_t bytes = layout.window(groups, rows);

@@ -92,6 +92,31 @@ TEST_F(Errors, LittleMemoryIsEnoughForLess) {
   EXPECT_LT(call("cuda").scratch_bytes, 30'000'000);  // again, beside what the pool has kept
 }
 
+TEST_F(Errors, KeysOnTheDeviceNeedNoRoomForThoseOfTheHost) {
+  KEYFOLD_NEEDS_NVRTC();
+  open();
+  test::Rng rng("resident keys");
+  const Inputs inputs(
+      {.num_heads = 16, .num_kv_heads = 16, .q_len = 1024, .kv_len = 64, .head_dim = 128}, rng);
+  test::Call call = inputs.call();
+  Tensor out(call.q.dtype, call.out_sizes());
+  call.options.run.backend = "cuda";
+  const auto run = [&] {
+    return scaled_dot_product_attention(call.q, call.k, call.v, out.mutable_view(), call.options);
+  };
+  const test::Call on_host = call;
+  const DeviceBuffer k("cuda", 1 << 20), v("cuda", 1 << 20);
+  call.k.data = k.data();
+  call.v.data = v.data();
+  const std::int64_t bytes = run().scratch_bytes;
+  call.options.run.max_scratch_bytes = bytes;
+  EXPECT_EQ(run().staging_bytes, 0);  // one block of rows
+  call = on_host;
+  EXPECT_GT(run().scratch_bytes, bytes);
+  call.options.run.max_scratch_bytes = bytes;
+  EXPECT_GT(run().staging_bytes, 0);
+}
+
 TEST_F(Errors, NoMemoryIsAnError) {
   KEYFOLD_NEEDS_NVRTC();
   open({{"KEYFOLD_FAKE_MEMORY", "100000"}});

@@ -99,6 +99,8 @@ std::vector<KernelSpec> kernels_of(const core::Problem& problem, const Traits& t
     if (shapes.careful()) all.push_back(*shapes.careful());
     if (shapes.careful())
       all.push_back(shapes.main(false, true)), all.push_back(*shapes.careful(true));
+    const gpu::Waves one{.waves = {{.num_groups = 1, .num_indices = problem.group_size()}}};
+    if (const auto few = shapes.cluster(one, 1000, true)) all.push_back(few->kernel);
     all.push_back(shapes.merge());
     all.push_back(shapes.fold_partials({.num_splits = 1}));
   }
@@ -152,7 +154,8 @@ TEST_P(Kernels, CompileIntoRegisters) {
         EXPECT_LE(reported(log, "bytes spill stores"), spills_of(spec)) << log;
         EXPECT_LE(reported(log, "bytes stack frame"), spills_of(spec)) << log;
         EXPECT_EQ(log.find("serialized"), std::string::npos) << log;  // products that wait
-        EXPECT_LE(spec.shared_bytes, spec.jobs ? traits.max_shared_bytes : kMaxSharedBytes);
+        const bool large = spec.jobs || spec.clusters;
+        EXPECT_LE(spec.shared_bytes, large ? traits.max_shared_bytes : kMaxSharedBytes);
       }
     }
   }
@@ -217,6 +220,30 @@ TEST(Shapes, ValuesOfAMaskHaveSlotsBesideThoseOfAProduct) {
         }
       }
       EXPECT_TRUE(with_biases(query, bits, 4, bits.rows() / 4)) << head << ' ' << value;
+    }
+  }
+}
+
+TEST(Shapes, AClusterHasAllLeavesOfAGroup) {
+  for (const std::int64_t dim : {8, 64, 80, 128, 192, 256}) {
+    for (const std::int64_t rows : {1, 8, 9, 16}) {
+      const ShapeQuery query{DType::kBFloat16, dim, dim};
+      const DecodeMmaShape mma = *decode_mma_shape(query, rows, max_shared_bytes(90));
+      const auto s = decode_cluster_shape(query, mma, max_shared_bytes(90));
+      ASSERT_TRUE(s) << dim << ' ' << rows;
+      EXPECT_GE(s->slots, 2u);
+      EXPECT_LE(s->resident * (s->shared_bytes(s->leaves) + 1024), 228u << 10);
+      for (std::uint32_t leaves = mma.streams; leaves <= 64; leaves *= 2) {
+        for (std::uint32_t share = 1; share <= 132; ++share) {
+          const auto blocks = s->blocks(leaves, share);
+          if (!blocks) continue;
+          EXPECT_LE(*blocks, std::min(share, 16u));
+          EXPECT_EQ(leaves % *blocks, 0u);
+          EXPECT_LE(leaves / *blocks, s->leaves);
+        }
+      }
+      EXPECT_EQ(s->blocks(8, 16), 8u);
+      EXPECT_FALSE(s->blocks(64, 16));
     }
   }
 }

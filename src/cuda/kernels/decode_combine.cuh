@@ -6,7 +6,7 @@
 // to the bit.
 #pragma once
 
-#include "decode_copies.cuh"
+#include "decode_cursor.cuh"
 
 constexpr u32 kTileRows = KEYFOLD_TILE_ROWS;  // that a tile has in use, at most
 constexpr u32 kLevels = KEYFOLD_LEVELS;       // of the tree of units, of which a left half can wait

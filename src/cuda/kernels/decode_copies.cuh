@@ -1,8 +1,16 @@
-// Rows of K, V and q of decode_mma.cu: their way into shared memory, and where matrices lie there.
+// Rows of K, V and q of decode by mma.sync: their way into shared memory, and where matrices lie
+// there.
 #pragma once
 
-#include "decode_cursor.cuh"
+#include "fold.cuh"
 #include "mma.cuh"
+#include "units.cuh"
+
+constexpr i32 kStep = kKeys, kStreams = KEYFOLD_STREAMS;  // these decide bits
+constexpr i32 kRowTeam = KEYFOLD_ROW_TEAM, kColumnTeam = KEYFOLD_COLUMN_TEAM;
+constexpr i32 kTeam = kRowTeam * kColumnTeam;
+constexpr i32 kRows = 16 * kRowTeam;  // of a tile
+static_assert(kUnitLen % (kStep * kStreams) == 0, "as in kernel_shape.hpp");
 
 KEYFOLD_INLINE constexpr i32 round_up(i32 x, i32 to) { return (x + to - 1) / to * to; }
 // Columns of products; those that are not in memory are zero.

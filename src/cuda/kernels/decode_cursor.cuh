@@ -1,15 +1,10 @@
 // Where a block of decode_mma.cu is in the order of units, and which steps of keys a stream takes.
 #pragma once
 
-#include "fold.cuh"
-#include "units.cuh"
+#include "decode_copies.cuh"
 
-constexpr i32 kStep = kKeys, kStreams = KEYFOLD_STREAMS;  // these decide bits
-constexpr i32 kRowTeam = KEYFOLD_ROW_TEAM, kColumnTeam = KEYFOLD_COLUMN_TEAM;
-constexpr i32 kTeam = kRowTeam * kColumnTeam, kWarps = kStreams * kTeam;
-constexpr i32 kRows = 16 * kRowTeam;  // of a tile
-static_assert(kThreads == 32 * kWarps && kUnitLen % (kStep * kStreams) == 0,
-              "as in kernel_shape.hpp");
+constexpr i32 kWarps = kStreams * kTeam;
+static_assert(kThreads == 32 * kWarps, "as in kernel_shape.hpp");
 
 // A place in the order of units: [group][unit of keys][tile of rows].
 struct Cursor {

@@ -2,27 +2,13 @@
 // block has some columns (y, all in turn where there are fewer) of a row (x) of a group (z), and as
 // many splits at a time as it has threads for. The units of a split are merged as a tree, splits
 // are folded in ascending order: so that few steps wait for each other.
-#include "results.cuh"
-#include "units.cuh"
+#include "decode_results.cuh"
 
 constexpr u32 kLanes = 8;  // that share a split, four columns each
 constexpr u32 kColumns = 4 * kLanes;
 constexpr u32 kMostSplits = kThreads / kLanes;  // at a time
 
-// Of four columns of a row.
-struct Sum {
-  float2 ml;
-  float4 o;
-};
-
 KEYFOLD_INLINE float larger_or_nan(float a, float b) { return a > b || is_nan(a) ? a : b; }
-
-KEYFOLD_INLINE void join(Sum& a, const Sum& later) {
-  const float4 b = later.o;
-  const float2 f = join_sums(a.ml, later.ml);
-  a.o = {join_values(a.o.x, b.x, f.x, f.y), join_values(a.o.y, b.y, f.x, f.y),
-         join_values(a.o.z, b.z, f.x, f.y), join_values(a.o.w, b.w, f.x, f.y)};
-}
 
 // Of the units of a split.
 KEYFOLD_INLINE Sum merge_units(const Params& p, u32 group, u32 index, Range units, i32 split,
@@ -121,18 +107,6 @@ extern "C" __global__ void __launch_bounds__(kThreads)
       if (last) write(p.ml + 8 * at, ml);
       continue;
     }
-    const u32 batch = group / p.kv_heads, kv_head = group % p.kv_heads;
-    const u32 row = row_of(p, index), head = index - row * p.heads;
-    const End end = end_of(ends, ml.x, ml.y, kv_head * p.heads + head);
-    const u64 out = address_of(ends.out, batch, kv_head, head, row);
-    const float values[4] = {o.x, o.y, o.z, o.w};
-#pragma unroll
-    for (u32 e = 0; e < 4; ++e) {
-      const u32 d = first + column4 + e;
-      if (d < ends.value_dim) {
-        write_element(out + d * ends.out.column, result_of(end, values[e]), ends.out_type);
-      }
-    }
-    if (last) write_lse(ends, end, batch, kv_head, head, row);
+    write_result(p, ends, group, index, first + column4, ml, o, last);
   }
 }

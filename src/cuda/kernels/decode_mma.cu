@@ -9,46 +9,26 @@
 // What it leaves decode_merge.cu folds. No answer from memory is waited for but that of the ring,
 // as it would come behind all that is under way.
 #include "decode_combine.cuh"
+#include "decode_products.cuh"
 #include "results.cuh"
 
 // Queries stay in registers where these are enough.
 constexpr bool kQueryShared = kHeadWidth / 4 + kWidth / 2 > 160;
-constexpr i32 kChains = kHeadWidth >= 128 ? 2 : 1;  // of products, to wait less for each other
 
 // --- Products -----------------------------------------------------------------------------------
 
-// How a unit is done. kFast is right unless V has Inf or NaN: then its sums of weights times marks
-// say where these belong, and what is finite is added up without them, to the same bits.
-enum Mode { kFast, kMarks, kFinite };
-constexpr float kMarkWeight = 16;
-KEYFOLD_INLINE u32 mark_of(u32 x, Mode mode) {
-  // 1 / 16, 64, 49152: times the weight, sums of up to 512 of each are told apart.
-  constexpr u32 kInfinity = kDType == 1 ? 0x7c00u : 0x7f80u;
-  constexpr u32 kPositive = kDType == 1 ? 0x2c00u : 0x3d80u;
-  constexpr u32 kNegative = kDType == 1 ? 0x5400u : 0x4280u;
-  constexpr u32 kOdd = kDType == 1 ? 0x7a00u : 0x4740u;
-  const u32 magnitude = x & 0x7fffu;
-  if (mode == kFinite) return magnitude >= kInfinity ? 0 : x;
-  if (magnitude < kInfinity) return 0;
-  return magnitude > kInfinity ? kOdd : x == kInfinity ? kPositive : kNegative;
-}
-static_assert(kUnitLen / kStreams <= 512, "of a stream marks are told apart");
 KEYFOLD_INLINE void mark_values(unsigned char* tile, Mode mode, u32 team_lane) {
   for (u32 i = team_lane; i < kStep * ValueTile::kPitch / 4; i += 32 * kTeam) {
     u32* const at = reinterpret_cast<u32*>(tile) + i;
     *at = mark_of(*at & 0xffffu, mode) | mark_of(*at >> 16, mode) << 16;
   }
 }
-// What sums of marks say of o: two bits an element, 1 of Inf, 2 of -Inf, 3 of NaN; a word of a
-// thread's lies every kThreads words.
+// What sums of marks say of o, two bits an element; a word of a thread's lies every kThreads words.
 KEYFOLD_INLINE void keep_odd(const float (&sums)[kWidth / 2], u32* odd) {
   u32 words[kOddWords] = {};
 #pragma unroll
   for (u32 i = 0; i < kWidth / 2; ++i) {
-    const float x = sums[i];
-    const u32 positive = x - 1024.0f * floorf(x / 1024.0f) >= 1.0f ? 1 : 0;
-    const u32 code = x >= 700000.0f ? 3 : positive + (x >= 1024.0f ? 2 : 0);
-    words[i / 16] |= code << (2 * (i % 16));
+    words[i / 16] |= odd_code(sums[i]) << (2 * (i % 16));
   }
   for (u32 i = 0; i < kOddWords; ++i) odd[i * kThreads] = words[i];
 }
@@ -56,7 +36,7 @@ KEYFOLD_INLINE void put_odd(const u32* odd, float (&o)[kWidth / 2]) {
 #pragma unroll
   for (u32 i = 0; i < kWidth / 2; ++i) {
     const u32 code = odd[i / 16 * kThreads] >> (2 * (i % 16)) & 3;
-    if (code != 0) o[i] = code == 1 ? -hidden() : code == 2 ? hidden() : nan();
+    if (code != 0) o[i] = odd_value(code);
   }
 }
 // Whether a row that is not all NaN holds Inf or NaN.
@@ -67,33 +47,6 @@ KEYFOLD_INLINE bool has_odd(const Fold& c) {
   const bool rows[2] = {is_nan(quad_sum(c.sums[0].t[0])), is_nan(quad_sum(c.sums[0].t[1]))};
   return (is_nan(zeros[0]) && !rows[0]) || (is_nan(zeros[1]) && !rows[1]);
 }
-KEYFOLD_INLINE float weight_in(Mode mode, float weight) {
-  return mode == kMarks ? (weight != 0.0f ? kMarkWeight : 0.0f) : weight;
-}
-
-// s = q k^T. `query(i, x)` gives columns 16 i to 16 i + 15 of q, `keys(i, n, x)` those of keys 16 n
-// to 16 n + 15.
-template <class Query, class Keys>
-KEYFOLD_INLINE void multiply_keys(float (&s)[kStep / 2], const Query& query, const Keys& keys) {
-  float sums[kChains][kStep / 2] = {};
-#pragma unroll
-  for (i32 i = 0; i < kHeadWidth / 16; ++i) {
-    u32 a[4];
-    query(i, a);
-#pragma unroll
-    for (i32 n = 0; n < kStep / 16; ++n) {
-      u32 x[4];
-      keys(i, n, x);
-      multiply(sums[i % kChains] + 8 * n, a, x[0], x[1]);
-      multiply(sums[i % kChains] + 8 * n + 4, a, x[2], x[3]);
-    }
-  }
-#pragma unroll
-  for (i32 i = 0; i < kStep / 2; ++i) {
-    s[i] = kChains == 2 ? sums[0][i] + sums[kChains - 1][i] : sums[0][i];
-  }
-}
-
 // Products become weights, o as of the new maxima. `seen(r)`: keys that row r sees.
 template <class Seen>
 KEYFOLD_INLINE void soften(Fold& c, const Params& p, i32 key, u32 lane, Mode mode,

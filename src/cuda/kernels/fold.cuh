@@ -117,6 +117,17 @@ KEYFOLD_INLINE void weigh(float (&s)[kKeys / 2], Sums& c, const float (&most)[2]
   }
 }
 
+// Of row r of a thread's two.
+KEYFOLD_INLINE float row_maximum(const float (&s)[kKeys / 2], u32 r) {
+  float x[2] = {s[2 * r], s[2 * r + 1]};
+#pragma unroll
+  for (u32 i = 4; i < kKeys / 2; i += 4) {
+    x[0] = fmaxf(x[0], s[i + 2 * r]);
+    x[1] = fmaxf(x[1], s[i + 2 * r + 1]);
+  }
+  return quad_max(fmaxf(x[0], x[1]));
+}
+
 // Scores of blocks of 16 rows become weights, in place; `alpha`: the factors of what was before.
 template <i32 kBlocks>
 KEYFOLD_INLINE void softmax(float (&s)[kBlocks][kKeys / 2], Sums (&c)[kBlocks], const Params& p,
@@ -128,13 +139,7 @@ KEYFOLD_INLINE void softmax(float (&s)[kBlocks][kKeys / 2], Sums (&c)[kBlocks], 
   for (i32 b = 0; b < kBlocks; ++b) {
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) {
-      float x[2] = {s[b][2 * r], s[b][2 * r + 1]};
-#pragma unroll
-      for (u32 i = 4; i < kKeys / 2; i += 4) {
-        x[0] = fmaxf(x[0], s[b][i + 2 * r]);
-        x[1] = fmaxf(x[1], s[b][i + 2 * r + 1]);
-      }
-      most[b][r] = fmaxf(c[b].m[r], quad_max(fmaxf(x[0], x[1])) * unit);
+      most[b][r] = fmaxf(c[b].m[r], row_maximum(s[b], r) * unit);
       far = far || is_far(most[b][r]);
     }
   }
