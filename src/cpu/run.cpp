@@ -1,20 +1,17 @@
 // The schedules of a CPU run.
 #include "cpu/run.hpp"
 
-#include <tbb/parallel_for.h>
-#include <tbb/partitioner.h>
 #include <tbb/task_arena.h>
 
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <span>
-#include <vector>
 
 #include "core/half.hpp"
 #include "core/normalise.hpp"
 #include "cpu/arenas.hpp"
+#include "cpu/loop.hpp"
 
 namespace keyfold::cpu {
 namespace {
@@ -41,8 +38,6 @@ constexpr double kThreadFlops = 5e5;
 constexpr double kThreadBytes = 1 << 17;      // of keys and values
 constexpr double kThreadRowFloats = 1 << 15;  // of states that are merged or finished
 
-constexpr std::int64_t kStepsPerThread = 8;  // of a loop that is long enough
-
 }  // namespace
 
 CpuRun::CpuRun(const core::Problem& problem, const core::Block& block, const Kernels& kernels,
@@ -65,36 +60,7 @@ void CpuRun::on_threads(double worth, const Work& work) {
 
 template <class Body>
 void CpuRun::for_each(std::int64_t begin, std::int64_t end, const Body& body) const {
-  if (alone_ || end - begin <= 1) {
-    for (std::int64_t i = begin; i < end; ++i) body(i);
-    return;
-  }
-  // One task for each thread, sent to it: those that are handed on in halves and stolen reach the
-  // last of many threads late. It begins with its own share, whose rows of the loop before are in
-  // its cache, and goes on with what the others have left; nobody waits for one that comes late.
-  struct alignas(64) Share {
-    std::atomic<std::int64_t> next;
-    std::int64_t end;
-  };
-  const std::int64_t threads = std::min<std::int64_t>(threads_, end - begin);
-  std::vector<Share> shares(static_cast<std::size_t>(threads));
-  for (std::int64_t i = 0; i < threads; ++i) {
-    Share& share = shares[static_cast<std::size_t>(i)];
-    share.next = begin + (end - begin) * i / threads;
-    share.end = begin + (end - begin) * (i + 1) / threads;
-  }
-  const std::int64_t step = std::max<std::int64_t>(1, (end - begin) / (kStepsPerThread * threads));
-  const auto work = [&](std::int64_t first) {
-    for (std::int64_t i = 0; i < threads; ++i) {
-      Share& share = shares[static_cast<std::size_t>((first + i) % threads)];
-      for (;;) {
-        const std::int64_t from = share.next.fetch_add(step, std::memory_order_relaxed);
-        if (from >= share.end) break;
-        for (std::int64_t at = from; at < std::min(share.end, from + step); ++at) body(at);
-      }
-    }
-  };
-  tbb::parallel_for(std::int64_t{0}, threads, work, tbb::static_partitioner());
+  loop(alone_ ? 1 : threads_, begin, end, body);
 }
 
 ThreadSpace CpuRun::this_thread() const {
