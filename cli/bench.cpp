@@ -59,7 +59,7 @@ void check_memory(const AttentionShape& shape) {
 int cpu_threads(const std::string& backend, const RunOptions& options) {
   for (const DeviceInfo& device : devices())
     if (device.backend == backend)
-      return device.num_threads > 0 ? options.num_threads.value_or(device.num_threads) : 0;
+      return std::min(device.num_threads, options.num_threads.value_or(device.num_threads));
   return 0;
 }
 
