@@ -309,7 +309,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
       }
     }
     if (empty) continue;
-      // Values: 16 columns at a time.
+    // Values: 16 columns at a time.
 #pragma unroll 1
     for (u32 slice = warp; slice < kWidth / 16; slice += kLeafSteps) {
       const u32 values = slot_of(2 * i + 1) + ValueTile::at(near, lane / 16 + 2 * slice);
