@@ -309,9 +309,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
       }
     }
     if (empty) continue;
-    // Values: 16 columns at a time.
 #pragma unroll 1
-    for (u32 slice = warp; slice < kWidth / 16; slice += kLeafSteps) {
+    for (u32 slice = warp; slice < kWidth / 16; slice += kLeafSteps) {  // 16 columns
       const u32 values = slot_of(2 * i + 1) + ValueTile::at(near, lane / 16 + 2 * slice);
       float o[8];
       multiply_values<kFast>(o, of_leaf, values);
