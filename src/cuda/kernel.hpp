@@ -51,6 +51,8 @@ struct Jobs {
   std::uint32_t cut = 0;          ///< tiles, the last, that blocks share, by tiles of keys
   std::uint64_t cuts = 0;         ///< address of what they leave at the cuts
   std::uint64_t sums = 0;         ///< address of what is found out of the prepared
+  std::uint32_t length = 0;       ///< tiles of keys of each job, where all have the same; else 0
+  std::uint32_t unused = 0;
 };
 
 /// What of kernels/ the build has put into the library. Throws std::out_of_range.

@@ -364,12 +364,14 @@ Jobs Shapes::jobs_of(const gpu::Wave& wave, std::int64_t keys) const {
   Jobs jobs{.groups = groups, .tiles = u32(gpu::ceil_div(wave.num_indices, tiling_.tile_rows))};
   if (!wgmma_ || !tiling_.folds) return jobs;
   const std::uint32_t all = groups * jobs.tiles, rest = all % blocks;
-  const bool equal = problem_.rows_alike() && !problem_.mask && rest == 0;  // whole rounds
-  if (keys > 0 && !equal && all > blocks && blocks <= wgmma_->threads() &&
+  const bool alike = problem_.rows_alike() && !problem_.mask;
+  const bool cuts = rest != 0 || !alike;  // whole rounds of the same length need none
+  if (keys > 0 && cuts && all > blocks && blocks <= wgmma_->threads() &&
       keys <= most_cut_keys(groups, jobs.tiles)) {
     // What a last round would leave, and a round more, or two, so that no block waits at a cut.
     const std::uint32_t rounds = 4 * rest < blocks ? 2 : 1;
     jobs.cut = rest + std::min(rounds, all / blocks) * blocks;
+    if (alike) jobs.length = u32(gpu::ceil_div(keys, wgmma_->keys));
     return jobs;
   }
   if (problem_.rows_alike()) shrink_last(jobs, wave.num_indices);

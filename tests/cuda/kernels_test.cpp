@@ -264,6 +264,7 @@ TEST(Shapes, JobsAreCutWhereTheyAreNoWholeRounds) {
     EXPECT_LE(jobs.cut, all);
     EXPECT_EQ((all - jobs.cut) % 132, 0u);
     EXPECT_EQ(jobs.small, 0u);
+    EXPECT_EQ(jobs.length, dim == 64 ? 6u : 8u);
     EXPECT_GT(layout.cuts(16, 8192), shapes.cut_flag_bytes());
     EXPECT_EQ(layout.cuts(1, 8192), 0);          // fewer than one round
     EXPECT_EQ(shapes.jobs_of(wave, 0).cut, 0u);  // rows see different keys
@@ -285,6 +286,7 @@ TEST(Shapes, WhatIsFoundOfAMaskFitsBehindItsBits) {
         const gpu::Layout layout{problem, shapes.tiling(), false};
         const std::int64_t splits = layout.prepared_splits(16, q_len);
         const Jobs jobs = shapes.jobs_of({.num_groups = 16, .num_indices = q_len}, 1000);
+        EXPECT_EQ(jobs.length, 0u);  // rows may see different keys
         EXPECT_EQ(jobs.cut > 0, q_len == 8192);
         const std::int64_t found = 20 * splits * jobs.groups * jobs.tiles;
         EXPECT_LE(layout.prepared_flags(16, q_len) + found, layout.prepared(16, q_len));

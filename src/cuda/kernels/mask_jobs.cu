@@ -11,15 +11,20 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     whole_job_at(p, jobs, at, job);
     if (threadIdx.x == 0) count = 0;
     __syncthreads();
+    // Rows that are none are as the last.
+    u32 records[kRows / 32];
+#pragma unroll
+    for (u32 r = 0; r < kRows / 32; ++r) {
+      const u32 index = job.first + smaller(32 * r + lane, 64 * job.units - 1);
+      records[r] = u32(first_record(p, job.group, smaller(index, p.index_end - 1)));
+    }
     for (u32 i = threadIdx.x / 32; i < splits_of_job(p); i += kThreads / 32) {
       const u32 split = kPartial ? job.split : i;  // of the wave
       u32 any[2] = {0, 0}, all[2] = {~0u, ~0u};
 #pragma unroll
-      for (u32 row = lane; row < kRows; row += 32) {
-        // Rows that are none are as the last.
-        const u32 index = job.first + smaller(row, 64 * job.units - 1);
-        const u64 record = first_record(p, job.group, smaller(index, p.index_end - 1)) + split;
-        const u64 from = jobs.bits + kRecordsFrom + record * kRecordBytes + kOfTilesAt;
+      for (u32 r = 0; r < kRows / 32; ++r) {
+        const u64 record = u64(records[r] + split) * kRecordBytes;
+        const u64 from = jobs.bits + kRecordsFrom + record + kOfTilesAt;
         const uint4 words = load_words(from);
         any[0] |= words.x, any[1] |= words.y, all[0] &= words.z, all[1] &= words.w;
       }

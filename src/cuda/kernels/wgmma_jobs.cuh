@@ -60,6 +60,7 @@ struct Jobs {
   u32 cut;     // jobs, the last, that blocks share: see wgmma_shares.cuh
   u64 parts;   // states at the cuts
   u64 sums;    // what mask_jobs.cu has found out of the bits
+  u32 length;  // tiles of keys of each job, where all have the same; else 0
 };
 
 struct Barriers {  // one a warpgroup, and one a slot

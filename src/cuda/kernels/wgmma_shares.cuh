@@ -6,8 +6,8 @@
 // whose end another block will go on to when it comes to its own first one, at last: by then this
 // block has most often been there. (McNaughton, 1959.) It waits only for blocks of lower numbers.
 //
-// Where jobs are so unequal that some blocks' rounds are more than their share, none are cut, and
-// those of the last rows, which see the most keys if the mask looks like a triangle, begin.
+// Where blocks' rounds are very unequal, blocks would wait for each other. Then none are cut, and
+// jobs of the last rows, which see the most keys if the mask looks like a triangle, begin.
 #pragma once
 
 #include "wgmma_jobs.cuh"
@@ -50,6 +50,15 @@ KEYFOLD_INLINE Sum sum_of_threads(u64 x, u64* of_warps) {
   return result;
 }
 
+// Of jobs that all have the same length: so many tiles for each block.
+KEYFOLD_INLINE Share share_of_equals(const Jobs& jobs, u32 whole) {
+  const u64 length = jobs.length, line = jobs.cut * length;
+  const u64 begin = line * blockIdx.x / gridDim.x, end = line * (blockIdx.x + 1) / gridDim.x;
+  const u32 first = u32(begin / length), last = u32((end - 1) / length);
+  const u32 skip = u32(begin - first * length), take = u32(end - last * length);
+  return {true, whole + last, last - first + 1, skip, take == length ? kAll : take, blockIdx.x + 1};
+}
+
 // Of this block, found by all of its threads, of which there are no fewer than blocks. Who uses
 // `shared` for something else waits for all of them first.
 KEYFOLD_INLINE Share find_share(const Params& p, const Jobs& jobs, unsigned char* shared) {
@@ -63,6 +72,7 @@ KEYFOLD_INLINE Share find_share(const Params& p, const Jobs& jobs, unsigned char
   };
   Common& common = *reinterpret_cast<Common*>(shared);
   const u32 all = number_of_jobs(p, jobs), whole = all - jobs.cut;
+  if (jobs.length != 0) return share_of_equals(jobs, whole);
   common.works[threadIdx.x] = 0;
   __syncthreads();
 #pragma unroll 1
@@ -87,7 +97,9 @@ KEYFOLD_INLINE Share find_share(const Params& p, const Jobs& jobs, unsigned char
   const Sum line = sum_of_threads(weight, common.of_warps);
   const Sum works = sum_of_threads(work, common.of_warps);
   const u64 level = (works.all + line.all + gridDim.x - 1) / gridDim.x;
-  if (__syncthreads_or(work > level)) return {};
+  const u64 mean = works.all / gridDim.x;
+  const bool odd = 2 * work > 3 * mean + 2 || 2 * work < mean || work > level;
+  if (__syncthreads_or(threadIdx.x < gridDim.x && odd)) return {};
   const u64 room = threadIdx.x < gridDim.x ? level - work : 0;
   const Sum rooms = sum_of_threads(room, common.of_warps);
   const u64 begin = line.all * rooms.before / rooms.all;
