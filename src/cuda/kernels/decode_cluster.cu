@@ -233,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
       const i32 key = leaf.key + i32(step) * kStreams * kStep;
       const bool edge = key < full.begin || key + kStep > full.end;
       if (kFinished || edge) {
-        finish_scores(s, p, mask, key + 2 * i32(lane % 4), edge,
+        finish_scores(s, p, mask, key + 2 * i32(lane % 4), edge, p.softcap,
                       [&](u32 r) { return visible(batch_seen, row_of(p, index_of(r))); });
       }
 #pragma unroll

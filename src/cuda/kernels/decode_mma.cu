@@ -53,7 +53,7 @@ KEYFOLD_INLINE void soften(Fold& c, const Params& p, i32 key, u32 lane, Mode mod
                            float (&s)[1][kStep / 2], const Seen& seen) {
   const bool edge = key < c.full.begin || key + kStep > c.full.end;
   if (kFinished || edge) {
-    finish_scores(s[0], p, c.mask, key + 2 * i32(lane % 4), edge, seen);
+    finish_scores(s[0], p, c.mask, key + 2 * i32(lane % 4), edge, p.softcap, seen);
   }
   float alpha[1][2];
   softmax(s, c.sums, p, alpha);

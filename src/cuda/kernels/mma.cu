@@ -444,7 +444,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
           for (i32 b = 0; b < kBlocks; ++b) {
             const u32 r = row + 16 * b;
             const u64 rows[2] = {kMaskType == 0 ? 0 : masks[r], kMaskType == 0 ? 0 : masks[r + 8]};
-            finish_scores(s[b], p, rows, n * kKeys + 2 * i32(lane % 4), edge,
+            finish_scores(s[b], p, rows, n * kKeys + 2 * i32(lane % 4), edge, p.softcap,
                           [&](u32 of) { return seen[r + 8 * of]; });
           }
         }

@@ -6,33 +6,42 @@
 
 constexpr bool kFinished = KEYFOLD_FINISHED;  // scores are more than products times the scale
 
-// tanh by two instructions, whose errors of 2^-22 are far below those of 16-bit products; near 0 by
-// a polynomial, for which no unit is short.
+// tanh with errors of 2^-22, far below those of 16-bit products: from kTanhNear on by two
+// instructions of which the special functions have few, before it by an odd polynomial.
 KEYFOLD_INLINE float tanh_fast(float x) {
   return 1.0f - 2.0f * reciprocal(1.0f + exp2_fast(x * (2.0f * kLog2e)));
 }
+KEYFOLD_INLINE float tanh_short(float x) {
+  const float z = x * x;
+  float p = 1.51953725e-2f;
+  p = fmaf(p, z, -5.19479029e-2f);
+  p = fmaf(p, z, 1.33081749e-1f);
+  p = fmaf(p, z, -3.33323419e-1f);
+  return fmaf(p, x * z, x);
+}
 
+// Products become scores but for `cap`, by which tanh is multiplied.
 template <i32 kCount>
-KEYFOLD_INLINE void scale_scores(float (&s)[kCount], const Params& p) {
+KEYFOLD_INLINE void scale_scores(float (&s)[kCount], const Params& p, float cap) {
 #pragma unroll
   for (i32 i = 0; i < kCount; ++i) s[i] *= p.scale;
   if constexpr (!kSoftcap) return;
   if constexpr (kDType == 0) {
 #pragma unroll
-    for (i32 i = 0; i < kCount; ++i) s[i] = p.softcap * tanh_precise(s[i]);
+    for (i32 i = 0; i < kCount; ++i) s[i] = cap * tanh_precise(s[i]);
     return;
   }
-  bool near = true;
+  float most[4] = {};  // NaN takes either way
 #pragma unroll
-  for (i32 i = 0; i < kCount; ++i) near = near && fabsf(s[i]) < kTanhNear;
+  for (i32 i = 0; i < kCount; ++i) most[i % 4] = fmaxf(most[i % 4], fabsf(s[i]));
   // Which of both an element takes is its own affair, so that its bits are.
-  if (near) {
+  if (fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3])) < kTanhNear) {
 #pragma unroll
-    for (i32 i = 0; i < kCount; ++i) s[i] = p.softcap * tanh_near(s[i]);
+    for (i32 i = 0; i < kCount; ++i) s[i] = cap * tanh_short(s[i]);
   } else {
 #pragma unroll
     for (i32 i = 0; i < kCount; ++i) {
-      s[i] = p.softcap * (fabsf(s[i]) < kTanhNear ? tanh_near(s[i]) : tanh_fast(s[i]));
+      s[i] = cap * (fabsf(s[i]) < kTanhNear ? tanh_short(s[i]) : tanh_fast(s[i]));
     }
   }
 }
@@ -77,10 +86,11 @@ KEYFOLD_INLINE void hide_outside(float (&s)[kCount], i32 first, Range row_0, Ran
 
 // `mask`: of a row, the chunk's first key. `edge`: some row may not see some of the keys; then
 // `seen(r)` is the keys that row r sees, and no other mask is read. kMasks: masks are added here.
+// `cap`: see scale_scores().
 template <bool kMasks = kMaskType != 0, i32 kCount, class Seen>
 KEYFOLD_INLINE void finish_scores(float (&s)[kCount], const Params& p, const u64 (&mask)[2],
-                                  i32 first, bool edge, const Seen& seen) {
-  if constexpr (kFinished) scale_scores(s, p);
+                                  i32 first, bool edge, float cap, const Seen& seen) {
+  if constexpr (kFinished) scale_scores(s, p, cap);
   if (kMasks && !edge && masks_in_pairs(p)) {
 #pragma unroll
     for (i32 i = 0; i < kCount; i += 2) {

@@ -16,6 +16,13 @@ struct Rows {
   u32 bias_place[2];  // kBiased
 };
 
+// What finished scores are in units of: where no values are added to them, the cap is left to the
+// exponents, which have a factor anyway.
+constexpr bool kCapsLater = kSoftcap && kMaskType <= 1;
+KEYFOLD_INLINE float unit_of(const Params& p) {
+  return kCapsLater ? p.softcap : kFinished ? 1.0f : p.scale;
+}
+
 // Hides and finishes the scores of a tile. What rows see is looked up where it is needed, since it
 // would take registers everywhere.
 KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, u32 row,
@@ -31,7 +38,7 @@ KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, u32 
   };
   const i32 begin = first + 2 * i32(lane % 4);
   if constexpr (kBiased) {
-    if (kSoftcap) scale_scores(c.s, p);
+    if (kSoftcap) scale_scores(c.s, p, p.softcap);
     if (tile.full) {
       add_biases<false>(c.s, p.scale, c.bias_place, biases, base, bars, lane == 0);
     } else {
@@ -39,7 +46,7 @@ KEYFOLD_INLINE void finish_scores(Rows& c, const Params& p, const Job& job, u32 
     }
     if (edge) hide_outside(c.s, begin, seen(0), seen(1));
   } else {
-    finish_scores<kMaskValues>(c.s, p, c.mask, begin, edge, seen);
+    finish_scores<kMaskValues>(c.s, p, c.mask, begin, edge, kCapsLater ? 1.0f : p.softcap, seen);
   }
 }
 
@@ -53,7 +60,7 @@ struct Step {
   float base[2], alpha[2];
 };
 KEYFOLD_INLINE Step raise_maxima(Rows& c, const Params& p) {
-  const float unit = kFinished ? 1.0f : p.scale;
+  const float unit = unit_of(p);
   Step step;
   bool far[2];
 #pragma unroll
@@ -93,7 +100,7 @@ KEYFOLD_INLINE float rescaled(float x, float alpha) {
 }
 // Scores of part of the keys become weights; the first time what was before is rescaled.
 KEYFOLD_INLINE void weigh(Rows& c, const Params& p, const Step& step, i32 pass, u32 part) {
-  const float exponent = (kFinished ? 1.0f : p.scale) * kLog2e;
+  const float exponent = unit_of(p) * kLog2e;
   constexpr u32 kScores = kKeys / 2 / kWeighings;
   float sum[4] = {c.t[0], c.t[1], 0.0f, 0.0f};
   if (part == 0) {
