@@ -320,9 +320,9 @@ MergeShape merge_shape(const ShapeQuery& query, bool many) {
   constexpr std::uint32_t kThreads = 128;
   const std::uint32_t dim = gpu::padded_dim(query.dtype, query.value_dim);
   MergeShape s;
-  s.lanes = std::clamp(std::bit_ceil(dim), kWarp, kThreads);
+  s.lanes = std::clamp(std::bit_ceil(dim / 4), kWarp / 2, kThreads);
   s.rows = kThreads / s.lanes;
-  s.ahead = many ? 32 : 4;
+  s.ahead = many ? 8 : 2;
   return s;
 }
 

@@ -85,11 +85,6 @@ KEYFOLD_INLINE float4 read_float4(u64 address) {
                : "memory");
   return x;
 }
-KEYFOLD_INLINE float read_float(u64 address) {
-  float x;
-  asm volatile("ld.global.f32 %0, [%1];" : "=f"(x) : "l"(address) : "memory");
-  return x;
-}
 KEYFOLD_INLINE void write_word(u64 address, u32 x) {
   asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(x) : "memory");
 }
@@ -233,6 +228,10 @@ struct Factors {
 KEYFOLD_INLINE float merge_values(float state, float later, Factors f) {
   const float sum = fmaf(later, f.add, state * f.keep);
   return f.add == 0.0f ? state : (f.keep == 0.0f ? later : sum);
+}
+KEYFOLD_INLINE float4 merge_values(float4 state, float4 later, Factors f) {
+  return {merge_values(state.x, later.x, f), merge_values(state.y, later.y, f),
+          merge_values(state.z, later.z, f), merge_values(state.w, later.w, f)};
 }
 // state, a pair (m, l), becomes that of both.
 KEYFOLD_INLINE Factors merge_states(float2& state, float2 later) {

@@ -374,8 +374,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, KEYFOLD_RESIDENT)
       const Sum later = shuffled_down(of[0], i);
       if (later.ml.y < 0.0f) continue;
       const Factors f = merge_states(ml, later.ml);
-      o = {merge_values(o.x, later.o.x, f), merge_values(o.y, later.o.y, f),
-           merge_values(o.z, later.o.z, f), merge_values(o.w, later.o.w, f)};
+      o = merge_values(o, later.o, f);
     }
     if (valid && peer == 0) {
       write_result(p, ends, group, p.index_begin + row, column, ml, o, column + 4 == kValueDim);

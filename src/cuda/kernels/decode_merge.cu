@@ -60,8 +60,7 @@ KEYFOLD_INLINE void fold(float2& ml, float4& o, const Sum (*sums)[kLanes], i32 n
                     __shfl_sync(~0u, nothing ? 0.0f : add, i)};
     const Sum later = sums[i][lane % kLanes];
     ml.y = merge_values(ml.y, later.ml.y, f);
-    o = {merge_values(o.x, later.o.x, f), merge_values(o.y, later.o.y, f),
-         merge_values(o.z, later.o.z, f), merge_values(o.w, later.o.w, f)};
+    o = merge_values(o, later.o, f);
   }
   ml.x = __shfl_sync(~0u, most, n - 1);
 }

@@ -24,12 +24,6 @@ KEYFOLD_INLINE void write_result(const Params& p, const Ends& ends, u32 group, u
   const u32 row = row_of(p, index), head = index - row * p.heads;
   const End end = end_of(ends, ml.x, ml.y, kv_head * p.heads + head);
   const u64 out = address_of(ends.out, batch, kv_head, head, row);
-  const float values[4] = {o.x, o.y, o.z, o.w};
-#pragma unroll
-  for (u32 e = 0; e < 4; ++e) {
-    if (column + e < ends.value_dim) {
-      write_element(out + (column + e) * ends.out.column, result_of(end, values[e]), ends.out_type);
-    }
-  }
+  write_results(ends, end, out, column, o);
   if (last) write_lse(ends, end, batch, kv_head, head, row);
 }

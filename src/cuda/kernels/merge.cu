@@ -4,7 +4,7 @@
 #include "common.cuh"
 #include "results.cuh"
 
-// A block is kRows rows of kLanes threads, each for one column at a time.
+// A block is kRows rows of kLanes threads, each for four columns at a time.
 constexpr u32 kRows = KEYFOLD_ROWS;
 constexpr u32 kLanes = KEYFOLD_LANES;
 constexpr u32 kAhead = KEYFOLD_AHEAD;  // partial states that are loaded together
@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       s_part[row][i] = read_float2(part_ml + 8 * step * (first + i));
     }
     __syncthreads();
-    for (u32 i = lane; inside && i < kBatch; i += kLanes) {
+    for (u32 i = lane; inside && i < (count + kAhead - 1) / kAhead * kAhead; i += kLanes) {
       s_factors[row][i] = {1.0f, 0.0f};
       if (i >= count) continue;
       float before = state.x;
@@ -64,27 +64,28 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     const bool ended = ends.out.at != 0 && first + count == num_splits && inside;
     End end{};
     if (ended) end = end_of(ends, state.x, state.y, kv_head * params.heads + head);
-    for (u32 column = lane; inside && column < kValueDim; column += kLanes) {
+    for (u32 column = 4 * lane; inside && column < kValueDim; column += 4 * kLanes) {
       const u64 place = params.o + (at * kValueDim + column) * 4;
-      float o = first == 0 && ends.begins ? 0.0f : read_float(place);
+      float4 o{0.0f, 0.0f, 0.0f, 0.0f};
+      if (first != 0 || !ends.begins) o = read_float4(place);
 #pragma unroll 1
       for (u32 begin = 0; begin < count; begin += kAhead) {
-        float later[kAhead];
+        float4 later[kAhead];
 #pragma unroll
         for (u32 i = 0; i < kAhead; ++i) {
           // What has no part in the sum may never have been written.
-          const bool there = s_factors[row][begin + i].add != 0.0f;
+          later[i] = {0.0f, 0.0f, 0.0f, 0.0f};
+          if (s_factors[row][begin + i].add == 0.0f) continue;
           const u64 split = first + begin + i;
-          later[i] = there ? read_float(part_o + 4 * (kValueDim * step * split + column)) : 0.0f;
+          later[i] = read_float4(part_o + 4 * (kValueDim * step * split + column));
         }
 #pragma unroll
         for (u32 i = 0; i < kAhead; ++i) o = merge_values(o, later[i], s_factors[row][begin + i]);
       }
-      if (!ended) {
+      if (ended) {
+        write_results(ends, end, address_of(ends.out, batch, kv_head, head, query), column, o);
+      } else {
         write(place, o);
-      } else if (column < ends.value_dim) {
-        write_element(address_of(ends.out, batch, kv_head, head, query) + column * ends.out.column,
-                      result_of(end, o), ends.out_type);
       }
     }
     if (ended && lane == 0) write_lse(ends, end, batch, kv_head, head, query);

@@ -97,6 +97,23 @@ KEYFOLD_INLINE float result_of(const End& end, float o) {
   const bool finite = (__float_as_uint(exact) & 0x7fffffffu) < 0x7f800000u;
   return end.l == 0.0f || end.weight == 0.0f ? 0.0f : (finite ? exact : rough) + 0.0f;
 }
+// Results of four columns, from `column` on, of the row at `row`.
+KEYFOLD_INLINE void write_results(const Ends& e, const End& end, u64 row, u32 column, float4 o) {
+  const float x[4] = {result_of(end, o.x), result_of(end, o.y), result_of(end, o.z),
+                      result_of(end, o.w)};
+  const u64 to = row + i64(column) * e.out.column;
+  if (e.out_type != 0 && e.out.column == 2 && column + 4 <= e.value_dim && to % 8 == 0) {
+    const auto pair = [&](u32 i) {
+      return bits_of(x[i], e.out_type) | u32(bits_of(x[i + 1], e.out_type)) << 16;
+    };
+    *reinterpret_cast<uint2*>(to) = {pair(0), pair(2)};
+    return;
+  }
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i) {
+    if (column + i < e.value_dim) write_element(to + i64(i) * e.out.column, x[i], e.out_type);
+  }
+}
 KEYFOLD_INLINE void write_lse(const Ends& e, const End& end, u32 batch, u32 kv_head, u32 head,
                               u32 row) {
   if (e.lse.at == 0) return;
