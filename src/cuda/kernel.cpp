@@ -36,6 +36,7 @@
 #include "wgmma3.cu.hpp"
 #include "wgmma3_fold.cuh.hpp"
 #include "wgmma3_jobs.cuh.hpp"
+#include "wgmma_ahead.cuh.hpp"
 #include "wgmma_biases.cuh.hpp"
 #include "wgmma_copies.cuh.hpp"
 #include "wgmma_fold.cuh.hpp"
@@ -85,6 +86,7 @@ const std::vector<SourceFile>& kernel_headers() {
                                    {"units.cuh", kernels::units_cuh},
                                    {"wgmma3_fold.cuh", kernels::wgmma3_fold_cuh},
                                    {"wgmma3_jobs.cuh", kernels::wgmma3_jobs_cuh},
+                                   {"wgmma_ahead.cuh", kernels::wgmma_ahead_cuh},
                                    {"wgmma_biases.cuh", kernels::wgmma_biases_cuh},
                                    {"wgmma_copies.cuh", kernels::wgmma_copies_cuh},
                                    {"wgmma_fold.cuh", kernels::wgmma_fold_cuh},

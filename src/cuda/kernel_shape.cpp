@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "gpu/kernel_options.hpp"
+#include "gpu/layout.hpp"
 
 namespace keyfold::cuda {
 namespace {
@@ -73,7 +74,8 @@ std::uint32_t room_of(const WgmmaShape& s, std::uint32_t head_panels) {
 
 }  // namespace
 
-std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows, bool masked) {
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows, bool masked,
+                                      std::int64_t most_tiles) {
   const std::uint32_t head = panels_of(query.head_dim), value = panels_of(query.value_dim);
   if (query.dtype == DType::kFloat32 || head > 4 || value > 4) return std::nullopt;
   WgmmaShape s;
@@ -82,7 +84,14 @@ std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_
   s.value_panels = value;
   s.warpgroups = value <= 2 ? 3 : 2;
   s.keys = value == 1 ? 192 : 128;
-  if (num_rows <= 1024) {
+  const bool few = num_rows <= 1024;
+  if (!masked && value <= 2) {
+    // Two, with products ahead, where they leave fewer rows empty, or all tiles are one round.
+    const std::int64_t of_two = gpu::ceil_div(num_rows, 128),
+                       of_three = gpu::ceil_div(num_rows, 192);
+    if (few ? 2 * of_two < 3 * of_three : of_two <= most_tiles) s.warpgroups = 2;
+  }
+  if (few) {
     // Splits of about the same work, whatever the rows.
     const std::uint32_t work = 16 * std::bit_ceil(static_cast<std::uint32_t>(num_rows));
     s.partial_len = std::clamp(work, 2048u, 8192u) / s.keys * s.keys;

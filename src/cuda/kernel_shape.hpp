@@ -174,9 +174,11 @@ struct MergeShape {
   std::uint32_t threads() const { return rows * lanes; }
 };
 
-/// For `num_rows` rows of a group. nullopt for float32, and where registers or shared memory are
-/// too few. `masked`: rows have masks, which changes no bit.
-std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows, bool masked);
+/// For `num_rows` rows of a group, of which the device takes `most_tiles` tiles at once. nullopt
+/// for float32, and where registers or shared memory are too few. `masked`: rows have masks.
+/// Neither that nor `most_tiles` changes a bit.
+std::optional<WgmmaShape> wgmma_shape(const ShapeQuery& query, std::int64_t num_rows, bool masked,
+                                      std::int64_t most_tiles);
 /// The same with room for a mask's values, of so many bytes each, in place of bits: `rows` of a
 /// tile. nullopt where there is none.
 std::optional<WgmmaShape> with_biases(const ShapeQuery& query, WgmmaShape shape, std::uint32_t size,

@@ -62,7 +62,10 @@ Shapes::Shapes(const core::Problem& problem, const Traits& traits)
     tiling_ = {.split_len = kDecodeSplitLen, .tile_rows = decode_.rows(indices), .decode = true};
     return;
   }
-  if (eligible("wgmma")) wgmma_ = wgmma_shape(query, indices, problem.mask.has_value());
+  if (eligible("wgmma")) {
+    const std::int64_t groups = std::max<std::int64_t>(1, shape.batch * shape.num_kv_heads);
+    wgmma_ = wgmma_shape(query, indices, problem.mask.has_value(), multiprocessors_ / groups);
+  }
   if (!wgmma_ && eligible("wgmma3")) wgmma3_ = wgmma3_shape(query);
   device_blocks_ = multiprocessors_;
   if (wgmma_) {

@@ -49,7 +49,8 @@ core::Problem problem_of(DType dtype, Dims dims, const Variant& variant) {
 std::vector<Variant> variants(DType dtype, Dims dims) {
   std::vector<Variant> result{{}, {.mask = DType::kFloat16, .softcap = 30}, {.q_len = 1}};
   if (dims.head_dim != 128) return result;
-  result.push_back({.q_len = 2000});  // more than few rows
+  // More than few rows: a round of tiles, and more.
+  for (const std::int64_t q_len : {2000, 30000}) result.push_back({.q_len = q_len});
   if (dtype == DType::kBFloat16) return result;
   for (const DType mask : {DType::kBool, DType::kFloat32, DType::kBFloat16}) {
     result.push_back({.mask = mask});
@@ -119,6 +120,7 @@ TEST_P(Kernels, CompileIntoRegisters) {
   Traits traits;
   traits.capability = capability;
   traits.max_shared_bytes = max_shared_bytes(capability);
+  traits.multiprocessors = 132;
   std::set<std::vector<std::string>> seen;
   std::vector<Dims> all{{128, 128}};
   const bool other = dtype == DType::kBFloat16;  // differs from float16 in the loads only
@@ -202,7 +204,7 @@ TEST(Shapes, ValuesOfAMaskHaveSlotsBesideThoseOfAProduct) {
   for (const std::int64_t head : {1, 64, 128, 192, 256}) {
     for (const std::int64_t value : {64, 128, 192, 256}) {
       const ShapeQuery query{DType::kBFloat16, head, value};
-      const WgmmaShape bits = *wgmma_shape(query, 4000, true);
+      const WgmmaShape bits = *wgmma_shape(query, 4000, true, 16);
       for (const std::uint32_t size : {2, 4}) {
         for (std::uint32_t rows = 1; rows <= bits.rows(); ++rows) {
           const std::optional<WgmmaShape> s = with_biases(query, bits, size, rows);
@@ -220,6 +222,27 @@ TEST(Shapes, ValuesOfAMaskHaveSlotsBesideThoseOfAProduct) {
         }
       }
       EXPECT_TRUE(with_biases(query, bits, 4, bits.rows() / 4)) << head << ' ' << value;
+    }
+  }
+}
+
+TEST(Shapes, TwoWarpgroupsChangeNoBit) {
+  for (const std::int64_t head : {1, 64, 128, 192, 256}) {
+    for (const std::int64_t value : {64, 128, 192, 256}) {
+      const ShapeQuery query{DType::kFloat16, head, value};
+      for (const std::int64_t rows : {17, 128, 192, 500, 600, 1024, 1025, 2048, 4000}) {
+        const WgmmaShape s = *wgmma_shape(query, rows, false, 16);
+        const WgmmaShape other = *wgmma_shape(query, rows, true, 16);
+        EXPECT_EQ(s.keys, other.keys);
+        EXPECT_EQ(s.split_len(), other.split_len());
+        const bool fewer_empty = (rows + 127) / 128 * 128 < (rows + 191) / 192 * 192;
+        const bool two = rows <= 1024 ? fewer_empty : rows <= 16 * 128;
+        EXPECT_EQ(s.warpgroups, value > 128 || two ? 2u : 3u) << rows << ' ' << value;
+        // Keys of the next tile and values of this one are full at once.
+        const auto panels = static_cast<std::uint32_t>(head + 63) / 64;
+        EXPECT_GE(s.slots, panels / s.part_panels + s.keys / s.part_keys);
+        EXPECT_LE(s.shared_bytes, max_shared_bytes(90));
+      }
     }
   }
 }

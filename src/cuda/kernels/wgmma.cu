@@ -16,7 +16,7 @@
 // A mask comes as bits (wgmma_marks.cuh). Where it has other values than 0 and -Inf, another kernel
 // takes the launch's place, to which the copy engine brings values (wgmma_biases.cuh), or which
 // reads the mask itself, where that cannot; the bits of results are the same.
-#include "wgmma_fold.cuh"
+#include "wgmma_ahead.cuh"
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     wgmma(const __grid_constant__ Params p, const __grid_constant__ TensorMap q_map,
@@ -146,7 +146,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 
       load_state(c, p, state, pass, lane);
       if (kCuts && job.from != 0) resume(c, jobs, job.from - 1, split);
-      for (Tile tile{job.begin}; (!kMasked || !blind) && tile.is_one(job); ++tile.n) {
+      if constexpr (kAhead) {
+        if (!blind) fold_ahead(c, p, job, row, q, ring, bars, lane, leader, warpgroup, take, give);
+      }
+      for (Tile tile{job.begin}; !kAhead && (!kMasked || !blind) && tile.is_one(job); ++tile.n) {
         const auto let_marks_go = [&] {
           if (kMasked) __syncwarp();
           leave_marks(marks, bars, lane == 0);

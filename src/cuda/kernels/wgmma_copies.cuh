@@ -50,6 +50,40 @@ KEYFOLD_INLINE void copy_keys(const Job& job, const TensorMap& k_map, const Tens
   // A tensor that is broadcast over heads or batch entries has one of them.
   const i32 k_head = p.k_head != 0 ? kv_head : 0, k_batch = p.k_batch != 0 ? batch : 0;
   const i32 v_head = p.v_head != 0 ? kv_head : 0, v_batch = p.v_batch != 0 ? batch : 0;
+  const auto next = [&](u32 bytes) {  // the next slot, when it is empty
+    const u32 full = bars.full + 8 * ring.slot;
+    barrier_wait(bars.empty + 8 * ring.slot, ring.parity ^ 1);
+    barrier_expect(full, bytes);
+    return full;
+  };
+  const auto put_keys = [&](i32 n) {
+    for (u32 part = 0; part < kKeyParts; ++part) {
+      const u32 full = next(kKeyBytes), to = base + kSlotsAt + ring.slot * kSlotBytes;
+      for (u32 c = 0; c < kPartPanels; ++c) {
+        copy_4d(to + c * kKeyPanel, k_map, full, 64 * (part * kPartPanels + c), n * i32(kKeys),
+                k_head, k_batch);
+      }
+      ring.step();
+    }
+  };
+  const auto put_values = [&](i32 n) {
+    for (u32 part = 0; part < kValueParts; ++part) {
+      const u32 full = next(kValueBytes), to = base + kSlotsAt + ring.slot * kSlotBytes;
+      for (u32 c = 0; c < kValuePanels; ++c) {
+        copy_4d(to + c * kValuePanel, v_map, full, 64 * c, n * i32(kKeys) + part * kPartKeys,
+                v_head, v_batch);
+      }
+      ring.step();
+    }
+  };
+  if constexpr (kAhead) {
+    put_keys(job.begin);
+    for (i32 n = job.begin; n < job.end; ++n) {
+      if (n + 1 < job.end) put_keys(n + 1);
+      put_values(n);
+    }
+    return;
+  }
   for (i32 pass = 0; pass < kPasses; ++pass) {
     for (Tile tile{job.begin}; tile.is_one(job); ++tile.n) {
       if constexpr (kMasked) {
@@ -57,25 +91,9 @@ KEYFOLD_INLINE void copy_keys(const Job& job, const TensorMap& k_map, const Tens
         leave_marks(marks, bars);
         if (!more) break;
       }
-      for (u32 part = 0; part < kKeyParts + kValueParts; ++part) {
-        if (kBiased && part == kKeyParts) copy_biases(job, tile.n, mask_map, p, base, bars, biases);
-        const u32 to = base + kSlotsAt + ring.slot * kSlotBytes, full = bars.full + 8 * ring.slot;
-        barrier_wait(bars.empty + 8 * ring.slot, ring.parity ^ 1);
-        if (part < kKeyParts) {
-          barrier_expect(full, kKeyBytes);
-          for (u32 c = 0; c < kPartPanels; ++c) {
-            copy_4d(to + c * kKeyPanel, k_map, full, 64 * (part * kPartPanels + c),
-                    tile.n * i32(kKeys), k_head, k_batch);
-          }
-        } else {
-          barrier_expect(full, kValueBytes);
-          for (u32 c = 0; c < kValuePanels; ++c) {
-            copy_4d(to + c * kValuePanel, v_map, full, 64 * c,
-                    tile.n * i32(kKeys) + (part - kKeyParts) * kPartKeys, v_head, v_batch);
-          }
-        }
-        ring.step();
-      }
+      put_keys(tile.n);
+      if (kBiased) copy_biases(job, tile.n, mask_map, p, base, bars, biases);
+      put_values(tile.n);
     }
   }
 }

@@ -98,7 +98,14 @@ KEYFOLD_INLINE float weight_of(float x, i32 pass) {
 KEYFOLD_INLINE float rescaled(float x, float alpha) {
   return kCareful && alpha == 0.0f ? 0.0f : x * alpha;
 }
-// Scores of part of the keys become weights; the first time what was before is rescaled.
+KEYFOLD_INLINE void rescale_outputs(Rows& c, const Step& step, i32 pass) {
+#pragma unroll
+  for (u32 j = 0; j < kValueWidth / 2; ++j) {
+    c.o[j] = rescaled(c.o[j], weight_of(step.alpha[j / 2 % 2], pass));
+  }
+}
+// Scores of part of the keys become weights; the first time what was before is rescaled, but for
+// outputs that products are still added to.
 KEYFOLD_INLINE void weigh(Rows& c, const Params& p, const Step& step, i32 pass, u32 part) {
   const float exponent = unit_of(p) * kLog2e;
   constexpr u32 kScores = kKeys / 2 / kWeighings;
@@ -106,10 +113,7 @@ KEYFOLD_INLINE void weigh(Rows& c, const Params& p, const Step& step, i32 pass, 
   if (part == 0) {
 #pragma unroll
     for (u32 r = 0; r < 2; ++r) c.l[r] *= step.alpha[r], sum[r] *= step.alpha[r];
-#pragma unroll
-    for (u32 j = 0; j < kValueWidth / 2; ++j) {
-      c.o[j] = rescaled(c.o[j], weight_of(step.alpha[j / 2 % 2], pass));
-    }
+    if (!kAhead) rescale_outputs(c, step, pass);
   }
 #pragma unroll
   for (u32 r = 0; r < 2; ++r) {

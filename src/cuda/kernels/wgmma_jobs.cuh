@@ -43,6 +43,10 @@ constexpr u32 kRecords = 4;  // jobs: one is begun while another ends, and two a
 constexpr u32 kWeighings = KEYFOLD_WEIGHINGS, kSteps = kKeys / 16 / kWeighings;
 constexpr i32 kPasses = kCareful ? 4 : 1;
 constexpr bool kCuts = !kCareful && !kPartial;  // whether jobs can be cut along the keys
+// Whether a warpgroup has the products of the next tile's scores done beside those with V of this
+// one: where two warpgroups have registers for weights of one beside scores of the other.
+constexpr bool kAhead = kWarpgroups == 2 && kValuePanels <= 2 && kMaskType == 0 && !kCareful;
+static_assert(!kAhead || kKeyParts + kValueParts <= kSlots, "full at once");
 
 // Weights are taken times 2^kWeightBits: float16 holds those down to 2^-39.
 constexpr float kWeightBits = kDType == 2 ? 0.0f : 15.0f;
