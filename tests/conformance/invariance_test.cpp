@@ -219,7 +219,7 @@ TEST_P(Invariance, I3AmongMoreRowsThanADeviceHolds) {
                    .num_heads = 1,
                    .num_kv_heads = 1,
                    .q_len = 1100,
-                   .kv_len = by_scale(500, 700, 1500),
+                   .kv_len = by_scale(500, 1700, 3400),
                    .head_dim = by_scale(16, 64, 64)},
                   rng);
     inputs.v.set({3, 0, 100, 5}, std::numeric_limits<float>::infinity());
