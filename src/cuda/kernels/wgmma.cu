@@ -2,6 +2,7 @@
 // tiles of K and V by TMA, in parts that take turns in a ring of slots; each consumer warpgroup
 // folds them into its 64 rows by wgmma, one step behind the other; the products of one run while
 // another computes exponentials (FlashAttention-3: Shah et al., 2024), with no order between them.
+// Two warpgroups have registers for more: wgmma_ahead.cuh.
 //
 // The fold goes on from the state in memory, tile of keys after tile of keys, counted from key 0,
 // so that the end of a chunk changes nothing; where a launch meets all keys of its rows, it takes
