@@ -16,15 +16,19 @@ struct Kind {
   std::int64_t splits = 1;  // kernels may be others for one
 };
 
+AttentionShape shape_of(const Kind& kind) {
+  return {.batch = 1,
+          .num_heads = kind.heads,
+          .num_kv_heads = 1,
+          .q_len = kind.q_len,
+          .kv_len = 1,
+          .head_dim = kind.head_dim,
+          .value_dim = kind.head_dim,
+          .dtype = kind.dtype};
+}
+
 void call(const std::string& backend, const Kind& kind, const std::stop_token& stop_token) {
-  AttentionShape shape{.batch = 1,
-                       .num_heads = kind.heads,
-                       .num_kv_heads = 1,
-                       .q_len = kind.q_len,
-                       .kv_len = 1,
-                       .head_dim = kind.head_dim,
-                       .value_dim = kind.head_dim,
-                       .dtype = kind.dtype};
+  AttentionShape shape = shape_of(kind);
   AttentionOptions options;
   options.run.backend = backend;
   options.run.stop_token = stop_token;
@@ -43,6 +47,8 @@ void call(const std::string& backend, const Kind& kind, const std::stop_token& s
 
 int warm(const DeviceInfo& device, const std::stop_token& stop_token) {
   constexpr std::int64_t kPrefill = 64;  // rows
+  // Of more there may be kernels for few rows, some, a round of tiles, many.
+  constexpr std::int64_t kMoreRows[] = {200, 512, 2048, 65536};
   if (device.type == "cpu") return 0;
   int calls = 0;
   const auto run = [&](const Kind& kind) {
@@ -50,10 +56,18 @@ int warm(const DeviceInfo& device, const std::stop_token& stop_token) {
     call(device.backend, kind, stop_token);
     ++calls;
   };
+  const auto compile = [&](const Kind& kind) {
+    check_stop(stop_token);
+    AttentionOptions options;
+    options.run.backend = device.backend;
+    keyfold::warm(shape_of(kind), options);
+    ++calls;
+  };
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat32}) {
     for (const std::int64_t head_dim : {64, 128, 256}) {
       for (const std::int64_t splits : {1, 2}) run({dtype, head_dim, kPrefill, 1, splits});
       for (const std::int64_t heads : {1, 4, 8}) run({dtype, head_dim, 1, heads});
+      for (const std::int64_t rows : kMoreRows) compile({dtype, head_dim, rows});
     }
   }
   return calls;
