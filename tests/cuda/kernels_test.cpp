@@ -236,7 +236,7 @@ TEST(Shapes, TwoWarpgroupsChangeNoBit) {
         EXPECT_EQ(s.keys, other.keys);
         EXPECT_EQ(s.split_len(), other.split_len());
         const bool fewer_empty = (rows + 127) / 128 * 128 < (rows + 191) / 192 * 192;
-        const bool two = rows <= 1024 ? fewer_empty : rows <= 16 * 128;
+        const bool two = rows <= 1024 ? fewer_empty : rows <= std::int64_t{16} * 128;
         EXPECT_EQ(s.warpgroups, value > 128 || two ? 2u : 3u) << rows << ' ' << value;
         // Keys of the next tile and values of this one are full at once.
         const auto panels = static_cast<std::uint32_t>(head + 63) / 64;

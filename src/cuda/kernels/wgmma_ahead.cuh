@@ -34,9 +34,7 @@ KEYFOLD_INLINE void fold_ahead(Rows& c, const Params& p, const Job& job, u32 row
   };
   // The outputs are of the maxima before until the products with them are done.
   const auto pack_all = [&] {
-    // Factors of 1 change nothing; to ask for them pays where tiles have 192 keys.
-    const bool same = step.alpha[0] == 1.0f && step.alpha[1] == 1.0f;
-    if (kKeys < 192 || __any_sync(~0u, !same)) rescale_outputs(c, step, 0);
+    rescale_outputs(c, step, 0);
 #pragma unroll
     for (u32 w = 0; w < kWeighings; ++w) pack_weights(c, 0, w);
   };
